@@ -1,0 +1,1 @@
+"""Messages and services that coordinator and workers speak over the network."""
