@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -14,10 +14,14 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
     "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
@@ -53,8 +57,8 @@ class Checkpoint:
     """A model as its files tell it: configuration, where its tokenizer is, and where each tensor lies.
 
     `path` is the folder or the GGUF file. `config_dir` holds config.json (and generation_config.json) in the form that
-    transformers reads; `tokenizer_dir` is None for a model without a tokenizer. `gguf_architecture` is set for GGUF files,
-    whose tensor names are GGUF's own.
+    transformers reads; `tokenizer_dir` is None for a model without a tokenizer. `gguf_architecture` is set for GGUF
+    files, whose tensor names are GGUF's own.
     """
 
     path: Path

@@ -1,0 +1,91 @@
+"""From stored bytes to values, in pieces small enough that nothing but the result needs memory."""
+
+from math import prod
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from layermesh.shared.checkpoints.tensors import TORCH_DTYPES
+
+if TYPE_CHECKING:
+    from gguf import GGMLQuantizationType
+
+_CHUNK_ELEMENTS: Final = 2**16  # numpy's temporaries stay around 4 MiB for the greediest quantisation
+_GROUP_ROWS: Final = 16  # gguf dequantises sixteen rows at a time
+
+
+def decode(raw: torch.Tensor, encoding: str, out: torch.Tensor) -> None:
+    """Decode `raw` into `out`, cast to its dtype; bit-equal to `gguf.dequantize` where that is float32.
+
+    raw: uint8 [num_bytes], exactly the bytes of the rows of `out`, on the CPU; out: contiguous, of the decoded shape.
+    Raises ValueError when sizes contradict each other or `encoding` is unknown.
+    """
+    expected = prod(out.shape[:-1]) * row_bytes(encoding, out.shape[-1] if out.ndim else 1)
+    if raw.numel() != expected:
+        raise ValueError(f"{encoding} {list(out.shape)} takes {expected} bytes, not {raw.numel()}")
+    if not out.is_contiguous():
+        raise ValueError(f"cannot decode into a tensor with strides {out.stride()}")
+    if encoding in TORCH_DTYPES:
+        _cast(raw, TORCH_DTYPES[encoding], out.view(-1))
+    else:
+        _dequantize(raw, encoding, out.view(-1))
+
+
+def row_bytes(encoding: str, num_columns: int) -> int:
+    """Return the bytes that one row of `num_columns` values takes in `encoding`.
+
+    Raises ValueError for an unknown encoding, and where the row is no whole number of quantisation blocks.
+    """
+    block_elements, block_bytes = block_size(encoding)
+    if num_columns % block_elements:
+        raise ValueError(f"a row of {num_columns} values is no whole number of {encoding} blocks of {block_elements}")
+    return num_columns // block_elements * block_bytes
+
+
+def block_size(encoding: str) -> tuple[int, int]:
+    """Return the values and the bytes of one block of `encoding`; raises ValueError if it is unknown."""
+    if encoding in TORCH_DTYPES:
+        return 1, TORCH_DTYPES[encoding].itemsize
+    from gguf import GGML_QUANT_SIZES
+
+    block_elements, block_bytes = GGML_QUANT_SIZES[_kind(encoding)]
+    return int(block_elements), int(block_bytes)
+
+
+def _kind(encoding: str) -> "GGMLQuantizationType":
+    from gguf import GGMLQuantizationType
+
+    try:
+        return GGMLQuantizationType[encoding]
+    except KeyError:
+        raise ValueError(f"unknown encoding: {encoding!r}") from None
+
+
+def _cast(raw: torch.Tensor, dtype: torch.dtype, out: torch.Tensor) -> None:
+    if out.dtype == dtype:
+        out.view(torch.uint8).copy_(raw)
+        return
+    if raw.data_ptr() % dtype.itemsize == 0 and raw.storage_offset() % dtype.itemsize == 0:
+        out.copy_(raw.view(dtype))
+        return
+    for start in range(0, out.numel(), _CHUNK_ELEMENTS):  # torch views aligned bytes only
+        piece = out[start : start + _CHUNK_ELEMENTS]
+        begin = start * dtype.itemsize
+        piece.copy_(raw[begin : begin + piece.numel() * dtype.itemsize].clone().view(dtype))
+
+
+def _dequantize(raw: torch.Tensor, encoding: str, out: torch.Tensor) -> None:
+    from gguf import dequantize
+
+    kind = _kind(encoding)
+    block_elements, block_bytes = block_size(encoding)
+    # Blocks know nothing of rows, so the rows given to gguf are ours: long for numpy, short for the cache.
+    row_blocks = max(_CHUNK_ELEMENTS // _GROUP_ROWS // block_elements, 1)
+    step_blocks = row_blocks * _GROUP_ROWS
+    num_blocks = out.numel() // block_elements
+    stored = raw.numpy().reshape(num_blocks, block_bytes)
+    for start in range(0, num_blocks, step_blocks):
+        blocks = stored[start : start + step_blocks]
+        rows = blocks.reshape(-1, row_blocks * block_bytes if len(blocks) == step_blocks else block_bytes)
+        values = torch.from_numpy(dequantize(rows, kind)).view(-1)
+        out[start * block_elements : start * block_elements + values.numel()].copy_(values)
