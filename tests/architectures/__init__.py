@@ -1,0 +1,1 @@
+"""Tiny random checkpoints of every causal-LM architecture that the installed transformers knows."""
