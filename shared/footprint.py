@@ -1,0 +1,87 @@
+"""How much memory a model's caches and activations take, estimated from its configuration."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from layermesh.shared.model.blocks import BlockTable
+from layermesh.shared.model.definition import ModelDefinition
+from layermesh.shared.spans import LayerSpan
+
+DECODING_BYTES = 8 << 20  # what the readers use to decode pieces of blocks
+ACCUMULATION_BYTES = 4  # logits and attention scores are kept in float32
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Memory of one stage beside the blocks it streams."""
+
+    rest_bytes: int
+    scratch_bytes: int
+    cache_bytes_per_token: int
+    state_bytes: int
+    activation_bytes_per_token: int
+    score_bytes: int
+    logits_bytes: int
+
+    @classmethod
+    def of(cls, definition: ModelDefinition, span: LayerSpan, table: BlockTable) -> "Footprint":
+        """Estimate for the layers of `span`."""
+        config = definition.model.config.get_text_config(decoder=True)
+        itemsize = definition.model.dtype.itemsize
+        hidden = int(getattr(config, "hidden_size", 0) or 0)
+        per_layer = _cache_elements(config) * itemsize
+        return cls(
+            rest_bytes=table.rest.loaded_bytes,
+            scratch_bytes=max((block.scratch_bytes for block in (*table.layers, table.rest)), default=0),
+            cache_bytes_per_token=per_layer * (len(span) + 1),  # growing copies one layer at a time
+            state_bytes=_state_elements(config) * 4 * len(span),
+            activation_bytes_per_token=(12 * hidden + 4 * _widest(config)) * itemsize,
+            score_bytes=_score_elements(definition.model) * ACCUMULATION_BYTES,
+            logits_bytes=6 * int(getattr(config, "vocab_size", 0)) * ACCUMULATION_BYTES,
+        )
+
+    def working_bytes(self, num_tokens: int, num_new: int) -> int:
+        """Bytes beside the stream for a sequence of `num_tokens`, at most `num_new` of them in one call."""
+        caches = self.cache_bytes_per_token * num_tokens + self.state_bytes
+        activations = (self.activation_bytes_per_token + self.score_bytes * num_tokens) * num_new
+        return self.rest_bytes + self.scratch_bytes + caches + activations + self.logits_bytes + DECODING_BYTES
+
+
+def _cache_elements(config: Any) -> int:
+    """Elements of key and value that one layer keeps of one token."""
+    heads = _first(config, "num_attention_heads", "n_head", "decoder_attention_heads", default=1)
+    key_heads = _first(config, "num_key_value_heads", "num_kv_heads", "multi_query_group_num", default=heads)
+    head_dim = _first(config, "head_dim", "kv_channels", default=max(int(config.hidden_size) // heads, 1))
+    if (rope := _first(config, "qk_rope_head_dim", default=0)) and (value := _first(config, "v_head_dim", default=0)):
+        return heads * (_first(config, "qk_nope_head_dim", default=head_dim) + rope + value)
+    return 2 * key_heads * head_dim
+
+
+def _state_elements(config: Any) -> int:
+    """Elements of state that a layer of a recurrent or hybrid model keeps of a sequence."""
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if not (kinds - {"full_attention", "sliding_attention", "chunked_attention"}) and not hasattr(config, "state_size"):
+        return 0
+    return int(config.hidden_size) * 256
+
+
+def _score_elements(model: Any) -> int:
+    """Attention scores per pair of tokens that are in memory at once; none where the kernel never writes them down."""
+    config = model.config.get_text_config(decoder=True)
+    if getattr(config, "_attn_implementation", None) == "sdpa":
+        return 1
+    return 2 * _first(config, "num_attention_heads", "n_head", "decoder_attention_heads", default=1)
+
+
+def _widest(config: Any) -> int:
+    """The widest row of activations inside a layer."""
+    names = ("intermediate_size", "ffn_dim", "n_inner", "decoder_ffn_dim", "d_ff", "d_inner", "ffn_hidden_size")
+    return max(_first(config, name, default=0) for name in names) or 4 * int(config.hidden_size)
+
+
+def _first(config: Any, *names: str, default: int) -> int:
+    for name in names:
+        value = getattr(config, name, None)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return default

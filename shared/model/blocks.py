@@ -1,0 +1,277 @@
+"""The weight stream: which parameters make up each block, and where they lie in its buffer."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from layermesh.shared.checkpoints.tensors import Checkpoint, StoredTensor
+from layermesh.shared.errors import CheckpointError
+from layermesh.shared.model.definition import ModelDefinition, compute_buffers
+from layermesh.shared.model.recipes import Conversion, Copy, Recipe, find_recipes, is_ignored
+
+ALIGNMENT = 64  # bytes; what torch's own allocations keep to, and kernels may round differently off it
+
+
+@dataclass(frozen=True, slots=True)
+class BlockTensor:
+    """One tensor of a block: `offset` bytes into its buffer, bound to each of the model's `names` for it.
+
+    `key` is the parameter that recipes call it by; where a head shares the embedding's table, that is the embedding's name.
+    """
+
+    key: str
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    offset: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Size in the buffer, without padding."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One entry of the weight stream: the parameters that come and go together.
+
+    `layer` is the number of the decoder layer, None for anything else. `rows` is the part of the output projection that a
+    piece of the head computes.
+    """
+
+    name: str
+    layer: int | None
+    tensors: tuple[BlockTensor, ...]
+    recipes: tuple[Recipe, ...] = field(repr=False)
+    rows: tuple[int, int] | None = None
+
+    @property
+    def loaded_bytes(self) -> int:
+        """Size of the buffer that holds the block ready to compute with."""
+        return max((_aligned(tensor.offset + tensor.num_bytes) for tensor in self.tensors), default=0)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes to read from disk for it."""
+        return sum(source.num_bytes for source in self._sources())
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Memory that conversions take beside the buffer while the block is loaded."""
+        largest = max((self._conversion_bytes(recipe) for recipe in self.recipes), default=0)
+        return largest
+
+    def _sources(self) -> Iterable[StoredTensor]:
+        for recipe in self.recipes:
+            yield from recipe.sources if isinstance(recipe, Conversion) else (recipe.source,)
+
+    @staticmethod
+    def _conversion_bytes(recipe: Recipe) -> int:
+        if isinstance(recipe, Copy):
+            return 0
+        return 3 * sum(source.num_elements * 4 for source in recipe.sources)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockTable:
+    """All blocks of a model in the order a sweep needs them, and the tables that are read row by row.
+
+    `rest` is what stays: norms, position tables, parameters that several layers share. `lookups` maps an embedding's dotted
+    name to the stored table whose rows it returns.
+    """
+
+    rest: Block
+    layers: tuple[Block, ...]
+    head: Block
+    lookups: dict[str, StoredTensor]
+
+    @property
+    def stream(self) -> tuple[Block, ...]:
+        """The blocks of one sweep in order: the layers, then the head."""
+        return (*self.layers, self.head) if self.head.tensors else self.layers
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the whole model ready to compute with, lookups aside."""
+        return self.rest.loaded_bytes + sum(block.loaded_bytes for block in self.stream)
+
+
+def build_block_table(checkpoint: Checkpoint, definition: ModelDefinition) -> BlockTable:
+    """Divide the parameters of a model into blocks, and compute its buffers that no checkpoint holds.
+
+    Raises CheckpointError for tensors that are missing or of the wrong shape.
+    """
+    recipes = _recipes(checkpoint, definition)
+    return _Sorter(definition, recipes).table(checkpoint)
+
+
+def split_head(head: Block, max_bytes: int) -> tuple[Block, ...]:
+    """Return `head` in pieces of at most `max_bytes`, each some rows of the projection; itself if it is small enough.
+
+    A head that is converted while loading, or of which one row is larger than that, is not divided.
+    """
+    if head.loaded_bytes <= max_bytes or len(head.tensors) != 1 or len(head.recipes) != 1:
+        return (head,)
+    (tensor,), (recipe,) = head.tensors, head.recipes
+    num_rows = tensor.shape[0]
+    rows_each = max_bytes // (tensor.num_bytes // num_rows) // ALIGNMENT * ALIGNMENT
+    if isinstance(recipe, Conversion) or rows_each == 0:
+        return (head,)
+    bounds = [*range(0, num_rows, rows_each), num_rows]
+    return tuple(
+        _head_piece(head, tensor, recipe, start, end) for start, end in zip(bounds, bounds[1:], strict=False)
+    )
+
+
+def _head_piece(head: Block, tensor: BlockTensor, recipe: Copy, start: int, end: int) -> Block:
+    return replace(
+        head,
+        name=f"{head.name} [{start}, {end})",
+        tensors=(replace(tensor, shape=(end - start, *tensor.shape[1:])),),
+        recipes=(replace(recipe, source=stored_rows(recipe.source, start, end)),),
+        rows=(start, end),
+    )
+
+
+def stored_rows(table: StoredTensor, start: int, end: int) -> StoredTensor:
+    """Return rows `[start, end)` of a stored matrix as a tensor of their own."""
+    row_bytes = table.num_bytes // table.shape[0]
+    return replace(
+        table,
+        shape=(end - start, *table.shape[1:]),
+        offset=table.offset + start * row_bytes,
+        num_bytes=(end - start) * row_bytes,
+    )
+
+
+def as_matrix(stored: StoredTensor) -> StoredTensor:
+    """Return `stored` with all but its last dimension made one; a vector as a single row."""
+    columns = stored.shape[-1] if stored.shape else 1
+    return replace(stored, shape=(stored.num_elements // columns if columns else 0, columns))
+
+
+def _recipes(checkpoint: Checkpoint, definition: ModelDefinition) -> list[Recipe]:
+    if checkpoint.gguf_architecture is None:
+        return find_recipes(checkpoint.tensors, definition.model)
+    from layermesh.shared.checkpoints.gguf_names import map_gguf  # the gguf package is slow to import
+
+    recipes: list[Recipe] = []
+    for group in map_gguf(checkpoint, definition.model):
+        sources = tuple(checkpoint.tensors[name] for name in group.sources)
+        if group.plain:
+            recipes.append(Copy(sources[0], group.targets[0]))
+        else:
+            recipes.append(Conversion(sources, group.targets, group.combine, torch.float32))
+    return recipes
+
+
+class _Sorter:
+    """Puts every parameter into its block."""
+
+    def __init__(self, definition: ModelDefinition, recipes: list[Recipe]) -> None:
+        self.definition = definition
+        self.recipes_of: dict[str, list[Recipe]] = defaultdict(list)
+        for recipe in recipes:
+            for target in recipe.targets if isinstance(recipe, Conversion) else (recipe.target,):
+                self.recipes_of[target].append(recipe)
+        self.lookup_weights = {f"{path}.weight": path for path in definition.lookups}
+
+    def table(self, checkpoint: Checkpoint) -> BlockTable:
+        contents: dict[str, list[tuple[str, tuple[str, ...]]]] = defaultdict(list)
+        lookups: dict[str, StoredTensor] = {}
+        missing: list[str] = []
+        for names in self._shared_names():
+            source = next((name for name in names if name in self.recipes_of), None)
+            places = {self._place(name) for name in names}
+            if places == {"tower"}:
+                continue
+            if source is None:
+                missing += names[:1]
+                continue
+            for place in self._settle(places, source, names, lookups):
+                contents[place].append((source, tuple(name for name in names if place in ("rest", self._place(name)))))
+        compute_buffers(self.definition.model, self._judge(missing, checkpoint))
+        return BlockTable(
+            rest=self._block("rest", None, contents["rest"]),
+            layers=tuple(self._block(f"layer {i}", i, contents[str(i)]) for i in range(self.definition.num_layers)),
+            head=self._block("head", None, contents["head"]),
+            lookups=lookups,
+        )
+
+    def _shared_names(self) -> list[tuple[str, ...]]:
+        """The names of each parameter or persistent buffer; several where modules share it."""
+        names: dict[int, list[str]] = defaultdict(list)
+        state = self.definition.model.state_dict(keep_vars=True)
+        for name, tensor in state.items():
+            tied = self.definition.tied.get(name)
+            names[id(state.get(tied, tensor) if tied else tensor)].append(name)
+        return [tuple(group) for group in names.values()]
+
+    def _place(self, name: str) -> str:
+        if name in self.lookup_weights:
+            return "lookup"
+        if name == f"{self.definition.head}.weight":
+            return "head"
+        if any(name.startswith(f"{tower}.") for tower in self.definition.towers):
+            return "tower"
+        inside = name.removeprefix(f"{self.definition.layers_path}.")
+        return inside.partition(".")[0] if inside != name else "rest"
+
+    def _settle(
+        self, places: set[str], source: str, names: tuple[str, ...], lookups: dict[str, StoredTensor]
+    ) -> tuple[str, ...]:
+        """Return the blocks that hold a parameter used in `places`; note the tables of which only rows are read."""
+        places = places - {"tower"}
+        recipes = self.recipes_of[source]
+        if "lookup" in places and places <= {"lookup", "head"} and len(recipes) == 1:
+            recipe = recipes[0]
+            if isinstance(recipe, Copy):
+                lookups.update({self.lookup_weights[name]: recipe.source for name in names if name in self.lookup_weights})
+                return tuple(places - {"lookup"})
+        if len(places) == 1 and "lookup" not in places:
+            return tuple(places)
+        return ("rest",)
+
+    def _judge(self, missing: list[str], checkpoint: Checkpoint) -> frozenset[str]:
+        """Return the missing names that are buffers, to be computed; parameters must not be missing."""
+        buffers = {name for name, _ in self.definition.model.named_buffers()}
+        model = self.definition.model
+        lost = [name for name in missing if name not in buffers and not is_ignored(name, model)]
+        if lost:
+            some = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
+            raise CheckpointError(
+                f"{checkpoint.path} lacks tensors that {type(model).__name__} needs: {some}. "
+                "The download may be incomplete: fetch it again."
+            )
+        return frozenset(name for name in missing if name in buffers)
+
+    def _block(self, name: str, layer: int | None, contents: list[tuple[str, tuple[str, ...]]]) -> Block:
+        state = self.definition.model.state_dict()
+        offset = 0
+        tensors = []
+        recipes: dict[int, Recipe] = {}
+        for key, names in sorted(contents, key=lambda item: self._file_position(item[0])):
+            parameter = state[key]
+            tensor = BlockTensor(key, names, tuple(parameter.shape), self._dtype(key, parameter), offset)
+            offset = _aligned(offset + tensor.num_bytes)
+            tensors.append(tensor)
+            recipes |= {id(recipe): recipe for recipe in self.recipes_of[key]}
+        return Block(name, layer, tuple(tensors), tuple(recipes.values()))
+
+    def _file_position(self, name: str) -> tuple[str, int]:
+        recipe = self.recipes_of[name][0]
+        source = recipe.sources[0] if isinstance(recipe, Conversion) else recipe.source
+        return str(source.path), source.offset
+
+    def _dtype(self, name: str, parameter: torch.Tensor) -> torch.dtype:
+        """The dtype to compute in: the parameter's own, or float32 where the family asks for it."""
+        plan: dict[str, Any] = self.definition.model._get_dtype_plan(parameter.dtype)
+        kept = [dtype for pattern, dtype in plan.items() if pattern in name]
+        return kept[0] if kept and parameter.dtype.is_floating_point else parameter.dtype
+
+
+def _aligned(offset: int) -> int:
+    return -(-offset // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,195 @@
+"""A model as transformers defines it, built without its weights."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import logging as transformers_logging
+
+from layermesh.shared.errors import CheckpointError, UnsupportedModelError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDefinition:
+    """A causal language model whose parameters are on torch's meta device and whose computed buffers are real.
+
+    `layers` is the list of decoder layers that spans count, `layers_path` its dotted name. `towers` are the dotted names of
+    sub-models that text never reaches (vision, audio); their weights are not read. `lookups` are embeddings that are only
+    ever indexed by token id, so that single rows of them suffice. `head` is the output projection, if it is a plain linear
+    layer, and `tied` maps a parameter's name to the one whose tensor it shares.
+    """
+
+    model: Any  # a PreTrainedModel that can generate; transformers' own types do not say so
+    layers: nn.ModuleList
+    layers_path: str
+    towers: tuple[str, ...]
+    lookups: tuple[str, ...]
+    head: str | None
+    tied: dict[str, str]
+
+    @property
+    def num_layers(self) -> int:
+        """Number of decoder layers."""
+        return len(self.layers)
+
+    @property
+    def context_length(self) -> int | None:
+        """The most tokens a sequence may have; None where the architecture sets no limit."""
+        config = self.model.config.get_text_config(decoder=True)
+        for name in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"):
+            length = getattr(config, name, None)
+            if isinstance(length, int) and length > 0:
+                return length
+        return None
+
+
+def read_config(config_dir: Path) -> Any:
+    """Return transformers' configuration of the model in `config_dir`.
+
+    Raises UnsupportedModelError for an architecture that transformers does not know or that is not a causal language model,
+    CheckpointError for a configuration that cannot be read.
+    """
+    try:
+        with _quiet():
+            config = AutoConfig.from_pretrained(config_dir, trust_remote_code=False)
+    except (KeyError, ValueError) as error:
+        raise UnsupportedModelError(_unknown(config_dir, error)) from error
+    except (OSError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{config_dir / 'config.json'} cannot be read: {error}") from error
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise UnsupportedModelError(
+            f"{config_dir.name} is a {config.model_type!r} model, which does not generate text. "
+            "layermesh runs causal language models."
+        )
+    if getattr(config, "quantization_config", None) is not None:
+        raise UnsupportedModelError(
+            f"{config_dir.name} is quantised ({_quantisation(config)}), which layermesh cannot read yet. "
+            "Take the unquantised checkpoint, or a GGUF file."
+        )
+    return config
+
+
+def define_model(config_dir: Path, dtype: torch.dtype) -> ModelDefinition:
+    """Build the model that `config_dir` describes, computing in `dtype`, without memory for its parameters.
+
+    Raises what `read_config` raises.
+    """
+    config = read_config(config_dir)
+    try:
+        with _quiet(), torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    except (ImportError, ValueError, TypeError, AttributeError, KeyError, RuntimeError, ZeroDivisionError) as error:
+        raise UnsupportedModelError(f"transformers cannot build the model in {config_dir}: {error}") from error
+    model.eval()
+    layers_path, layers = _find_layers(model)
+    towers = _find_towers(model)
+    return ModelDefinition(
+        model=model,
+        layers=layers,
+        layers_path=layers_path,
+        towers=towers,
+        lookups=_find_lookups(model, towers),
+        head=_find_head(model),
+        tied=dict(model.all_tied_weights_keys),
+    )
+
+
+def compute_buffers(model: Any, missing: frozenset[str]) -> None:
+    """Give `model` real values for the buffers that no checkpoint holds (rotary frequencies and the like).
+
+    `missing` names further, persistent buffers that this checkpoint happens to lack.
+    """
+    names = {name for name, _ in model.named_non_persistent_buffers()} | missing
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(path)
+        owner._buffers[leaf] = torch.empty_like(owner._buffers[leaf], device="cpu")
+    for module in model.modules():
+        module._is_hf_initialized = False
+    model.initialize_weights()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' remarks off the user's terminal: what matters in them becomes an error of ours."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+def _find_layers(model: Any) -> tuple[str, nn.ModuleList]:
+    config = model.config.get_text_config(decoder=True)
+    num_layers = getattr(config, "num_hidden_layers", None)
+    towers = _find_towers(model)
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) > 0 and not _inside(name, towers)
+    ]
+    if not lists:
+        raise UnsupportedModelError(f"{type(model).__name__} has no list of layers that could be streamed")
+    outermost = [(name, module) for name, module in lists if not _inside(name, [other for other, _ in lists])]
+    return max(outermost, key=lambda item: (len(item[1]) == num_layers, _num_elements(item[1])))
+
+
+def _find_towers(model: Any) -> tuple[str, ...]:
+    text = model.config.get_text_config(decoder=True)
+    others = [
+        sub
+        for key in getattr(model.config, "sub_configs", {})
+        if (sub := getattr(model.config, key, None)) is not None and sub is not text
+    ]
+    return tuple(
+        name
+        for name, module in model.named_modules()
+        if name and isinstance(module, PreTrainedModel) and any(module.config is other for other in others)
+    )
+
+
+def _find_lookups(model: Any, towers: tuple[str, ...]) -> tuple[str, ...]:
+    vocab_size = getattr(model.config.get_text_config(decoder=True), "vocab_size", None)
+    return tuple(
+        name
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, nn.Embedding) and module.num_embeddings == vocab_size and not _inside(name, towers)
+    )
+
+
+def _find_head(model: Any) -> str | None:
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear:
+        return None
+    return next(name for name, module in model.named_modules() if module is head)
+
+
+def _num_elements(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _inside(name: str, outer: tuple[str, ...] | list[str]) -> bool:
+    return any(name.startswith(f"{path}.") for path in outer)
+
+
+def _quantisation(config: Any) -> str:
+    quantisation = config.quantization_config
+    method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
+    return str(method or type(quantisation).__name__)
+
+
+def _unknown(config_dir: Path, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (
+        f"transformers does not know the architecture in {config_dir / 'config.json'}: {reason} "
+        "A newer transformers may (pip install -U transformers); code from model repositories is never run."
+    )

@@ -1,0 +1,84 @@
+"""Which blocks stay in memory and which stream, decided once for a budget."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from layermesh.shared.errors import BudgetError
+from layermesh.shared.model.blocks import Block, split_head
+
+LOOK_AHEAD = 1  # blocks being read while one computes
+
+
+@dataclass(frozen=True, slots=True)
+class Residency:
+    """Where the blocks of a stage live: `resident` ones are read once and stay, the others pass through `num_slots` buffers.
+
+    `blocks` is the order of a sweep, a head too large for a slot already in pieces. `working_bytes` is set aside for
+    everything else: what stays beside the stream, caches, activations, decoding.
+    """
+
+    blocks: tuple[Block, ...]
+    resident: frozenset[str]
+    num_slots: int
+    slot_bytes: int
+    working_bytes: int
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory that the resident blocks take."""
+        return sum(block.loaded_bytes for block in self.blocks if block.name in self.resident)
+
+    @property
+    def streamed(self) -> tuple[Block, ...]:
+        """The blocks that are read again in every sweep, in order."""
+        return tuple(block for block in self.blocks if block.name not in self.resident)
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Bytes read from disk in every sweep."""
+        return sum(block.stored_bytes for block in self.streamed)
+
+    @property
+    def total_bytes(self) -> int:
+        """Memory of the whole stage."""
+        return self.working_bytes + self.resident_bytes + self.num_slots * self.slot_bytes
+
+
+def plan_residency(blocks: Sequence[Block], budget_bytes: int, working_bytes: int) -> Residency:
+    """Choose what stays within `budget_bytes`, of which `working_bytes` are spoken for.
+
+    The set is fixed: a cyclic scan longer than a cache gives least-recently-used replacement no hits at all. The head goes
+    first, since in pieces its product is rounded differently; then layers, spread evenly so that the disk never rests.
+    Raises BudgetError when not even one block and its look-ahead fit.
+    """
+    everything = Residency(tuple(blocks), frozenset(block.name for block in blocks), 0, 0, working_bytes)
+    if everything.total_bytes <= budget_bytes:
+        return everything
+    layers = [block for block in blocks if block.layer is not None]
+    heads = [block for block in blocks if block.layer is None]
+    num_slots = 1 + LOOK_AHEAD
+    slot_bytes = max((block.loaded_bytes for block in layers), default=0)
+    left = budget_bytes - working_bytes - num_slots * slot_bytes
+    if heads and sum(block.loaded_bytes for block in heads) > left:
+        heads = [piece for block in heads for piece in split_head(block, slot_bytes)]
+        slot_bytes = max(block.loaded_bytes for block in (*layers, *heads))
+    ordered = (*layers, *heads)
+    floor = Residency(ordered, frozenset(), num_slots, slot_bytes, working_bytes)
+    if floor.total_bytes > budget_bytes:
+        raise BudgetError("the model", budget_bytes, floor.total_bytes)
+    return Residency(ordered, _choose(layers, heads, budget_bytes - floor.total_bytes), num_slots, slot_bytes, working_bytes)
+
+
+def _choose(layers: Sequence[Block], heads: Sequence[Block], num_bytes: int) -> frozenset[str]:
+    chosen = []
+    for block in (*heads, *_spread(layers)):
+        if block.loaded_bytes <= num_bytes:
+            chosen.append(block.name)
+            num_bytes -= block.loaded_bytes
+    return frozenset(chosen)
+
+
+def _spread(layers: Sequence[Block]) -> list[Block]:
+    """Order layers so that every beginning of the list is spread evenly over the stack (the bits of the index, reversed)."""
+    num_bits = max(len(layers) - 1, 1).bit_length()
+    return sorted(layers, key=lambda block: int(f"{layers.index(block):0{num_bits}b}"[::-1], 2))

@@ -1,0 +1,117 @@
+"""Doors in front of a model's layers, past which its own forward runs unchanged.
+
+Each session's forward is a coroutine. At the door of a block it pauses until the block is on the device; a layer that
+belongs to another stage lets it pass with what that stage handed over; behind the last layer of the stage it ends.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from greenlet import getcurrent, greenlet
+from torch import nn
+
+from layermesh.shared.frames import LayerOutput
+from layermesh.shared.model.blocks import Block
+from layermesh.shared.model.definition import ModelDefinition
+from layermesh.shared.spans import LayerSpan
+
+
+class StageEnd(BaseException):
+    """Ends a forward behind the last layer of its stage; not an Exception, so that no model code catches it."""
+
+    def __init__(self, output: LayerOutput) -> None:
+        self.output = output
+
+
+class Forward(greenlet):
+    """One session's forward, paused wherever it needs a block that may not be there.
+
+    `wanted` is the block it waits for, None once it has ended; then `result` is what it returned (the model's outputs, or a
+    LayerOutput where the stage ends before the model does) or `error` what it raised.
+    """
+
+    def __init__(self, run: Callable[[], Any], entry: LayerOutput | None) -> None:
+        super().__init__(self._run_to_end)
+        self._forward = run
+        self.entry = entry
+        self.wanted: Block | None = None
+        self.result: Any = None
+        self.error: Exception | None = None
+
+    def advance(self) -> None:
+        """Run up to the next door or to the end."""
+        self.wanted = None
+        self.wanted = self.switch()
+
+    def pause(self, block: Block) -> None:
+        """From inside the forward: wait until the driver has brought `block`."""
+        assert self.parent is not None
+        self.parent.switch(block)
+
+    def _run_to_end(self) -> None:
+        try:
+            self.result = self._forward()
+        except StageEnd as end:
+            self.result = end.output
+        except Exception as error:
+            self.error = error
+
+
+class Doors:
+    """The doors of one stage, in front of the layers and the head of a model definition of its own."""
+
+    def __init__(self, definition: ModelDefinition, span: LayerSpan) -> None:
+        self._definition = definition
+        self._span = span
+        self._layers: Mapping[int, Block] = {}
+        self._head: Sequence[Block] = ()
+        self._forwards: list[Any] = [layer.forward for layer in definition.layers]
+        for index, layer in enumerate(definition.layers):
+            layer.forward = partial(self._pass_layer, index)  # type: ignore[method-assign]
+        if definition.head is not None and span.end == definition.num_layers:
+            self._projection: Any = definition.model.get_submodule(definition.head)
+            self._project = self._projection.forward
+            self._projection.forward = self._pass_head
+
+    def lead_to(self, layers: Mapping[int, Block], head: Sequence[Block]) -> None:
+        """Set the block behind the door of each layer, and the pieces of the head; none if it is resident elsewhere."""
+        self._layers = layers
+        self._head = head
+
+    def _pass_layer(self, index: int, *args: Any, **kwargs: Any) -> Any:
+        forward = _current()
+        if index < self._span.start:
+            assert forward.entry is not None
+            return forward.entry.returned()
+        forward.pause(self._layers[index])
+        output = self._forwards[index](*args, **kwargs)
+        if index == self._span.end - 1 and self._span.end < self._definition.num_layers:
+            raise StageEnd(LayerOutput.of(output))
+        return output
+
+    def _pass_head(self, hidden: torch.Tensor) -> Any:
+        if len(self._head) > 1:
+            return self._project_pieces(hidden)
+        for block in self._head:
+            _current().pause(block)
+        return self._project(hidden)
+
+    def _project_pieces(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Compute the output projection some rows at a time: `[..., hidden]` to `[..., vocab]`."""
+        ends = [piece.rows[1] for piece in self._head if piece.rows is not None]
+        logits = hidden.new_empty(*hidden.shape[:-1], ends[-1])
+        for piece in self._head:
+            assert piece.rows is not None
+            _current().pause(piece)
+            start, end = piece.rows
+            bias = None if self._projection.bias is None else self._projection.bias[start:end]
+            logits[..., start:end] = nn.functional.linear(hidden, self._projection.weight, bias)
+        return logits
+
+
+def _current() -> Forward:
+    forward = getcurrent()
+    assert isinstance(forward, Forward), "a layer was called outside a sweep"
+    return forward

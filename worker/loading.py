@@ -1,0 +1,115 @@
+"""Bringing a block from its files into a buffer."""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+
+import torch
+
+from layermesh.shared.checkpoints.decoding import decode
+from layermesh.shared.checkpoints.tensors import StoredTensor
+from layermesh.shared.model.blocks import Block, as_matrix, stored_rows
+from layermesh.shared.model.recipes import Conversion, Copy
+from layermesh.worker.buffers import Buffer, block_tensors
+from layermesh.worker.files import FileReader
+
+NUM_READERS = 4
+READ_BYTES = 8 << 20  # one read; several in flight keep a solid-state disk busy
+STAGING_BYTES = 1 << 20  # what a reader decodes at a time
+
+
+class BlockLoader:
+    """Loads blocks with several readers at once; one block's parts are spread over them."""
+
+    def __init__(self, files: FileReader) -> None:
+        self._files = files
+        self._readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="layermesh-reader")
+        self._staging = threading.local()
+
+    def start(self, block: Block, buffer: Buffer) -> "Loading":
+        """Begin to load `block` into `buffer` and return at once."""
+        return Loading([self._readers.submit(job) for job in self._jobs(block, buffer)])
+
+    def close(self) -> None:
+        """Drop what has not begun and wait for the reads under way."""
+        self._readers.shutdown(wait=True, cancel_futures=True)
+
+    def read(self, source: StoredTensor, out: torch.Tensor) -> None:
+        """Decode a stored tensor into `out`, contiguous and of its shape, on the calling thread.
+
+        Raises CheckpointError where the file cannot be read.
+        """
+        if source.num_elements == 0:
+            return
+        if source.dtype == out.dtype:
+            self._files.read_into(source.path, source.offset, _memory(out))
+            return
+        matrix = as_matrix(source)
+        for start, end in _row_ranges(matrix, STAGING_BYTES):
+            part = stored_rows(matrix, start, end)
+            raw = self._stage(part.num_bytes)
+            self._files.read_into(part.path, part.offset, _memory(raw))
+            decode(raw, part.encoding, out.view(matrix.shape)[start:end])
+
+    def _jobs(self, block: Block, buffer: Buffer) -> Iterator[Callable[[], None]]:
+        tensors = block_tensors(block, buffer.bytes)
+        for recipe in block.recipes:
+            if isinstance(recipe, Conversion):
+                yield partial(self._convert, recipe, tensors)
+            else:
+                yield from self._copies(recipe, tensors[recipe.target])
+
+    def _copies(self, copy: Copy, tensor: torch.Tensor) -> Iterator[Callable[[], None]]:
+        source = as_matrix(copy.source)
+        target = tensor.view(-1)[copy.start : copy.start + source.num_elements].view(source.shape)
+        for start, end in _row_ranges(source, READ_BYTES):
+            yield partial(self.read, stored_rows(source, start, end), target[start:end])
+
+    def _convert(self, conversion: Conversion, tensors: Mapping[str, torch.Tensor]) -> None:
+        wanted = [name for name in conversion.targets if name in tensors]
+        dtype = conversion.dtype or tensors[wanted[0]].dtype
+        decoded = [torch.empty(source.shape, dtype=dtype) for source in conversion.sources]
+        for source, out in zip(conversion.sources, decoded, strict=True):
+            self.read(source, out)
+        converted = conversion.combine(decoded)
+        for name in wanted:
+            tensors[name].copy_(converted[name])
+
+    def _stage(self, num_bytes: int) -> torch.Tensor:
+        staging = getattr(self._staging, "memory", None)
+        if staging is None or len(staging) < num_bytes:
+            staging = self._staging.memory = torch.empty(max(num_bytes, STAGING_BYTES), dtype=torch.uint8)
+        return staging[:num_bytes]
+
+
+class Loading:
+    """A block on its way into a buffer."""
+
+    def __init__(self, parts: list[Future[None]]) -> None:
+        self._parts = parts
+
+    def wait(self) -> None:
+        """Return when the block is there; raises what its reading raised."""
+        for part in self._parts:
+            part.result()
+
+    def abandon(self) -> None:
+        """Cancel what has not begun and wait for the rest, so that the buffer is free for another block."""
+        for part in self._parts:
+            part.cancel()
+        for part in self._parts:
+            if not part.cancelled():
+                part.exception()
+
+
+def _row_ranges(matrix: StoredTensor, max_bytes: int) -> Iterator[tuple[int, int]]:
+    """Cut a stored matrix into ranges of whole rows, each of at most `max_bytes` or one row."""
+    num_rows = matrix.shape[0]
+    rows_each = max(max_bytes * num_rows // max(matrix.num_bytes, 1), 1)
+    for start in range(0, num_rows, rows_each):
+        yield start, min(start + rows_each, num_rows)
+
+
+def _memory(tensor: torch.Tensor) -> memoryview:
+    return memoryview(tensor.view(-1).view(torch.uint8).numpy())

@@ -1,0 +1,103 @@
+"""One sequence at one stage: its cache, and what transformers carries from call to call."""
+
+import inspect
+from typing import Any
+
+import torch
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from layermesh.shared.frames import Frame, SessionId
+from layermesh.shared.spans import LayerSpan
+from layermesh.worker.placeholders import fill_placeholders
+
+CACHE_NAMES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
+
+
+class Session:
+    """Prepares the calls of a model's forward as transformers' own generate would, frame by frame."""
+
+    def __init__(self, session_id: SessionId, model: Any, device: torch.device) -> None:
+        self.id = session_id
+        self.position = 0
+        self._model = model
+        self._device = device
+        self._token_ids = torch.empty(1, 0, dtype=torch.long, device=device)  # [1, tokens]
+        self._kwargs: dict[str, Any] = {}
+        self._outputs: Any = None
+
+    def inputs(self, frame: Frame) -> dict[str, Any]:
+        """Return the arguments for the model's forward on the tokens of `frame`."""
+        token_ids = torch.tensor([frame.token_ids], device=self._device)
+        self._token_ids = torch.cat([self._token_ids, token_ids], dim=-1)
+        if self.position == 0:
+            self._begin()
+            return dict(
+                self._model.prepare_inputs_for_generation(self._token_ids, is_first_iteration=True, **self._kwargs),
+                return_dict=True,
+            )
+        num_tokens = len(frame.token_ids)
+        self._kwargs = self._model._update_model_kwargs_for_generation(
+            self._outputs, self._kwargs, is_encoder_decoder=self._model.config.is_encoder_decoder, num_new_tokens=num_tokens
+        )
+        self._outputs = None
+        new = num_tokens if self._kwargs.get("use_cache") else None
+        return dict(
+            self._model.prepare_inputs_for_generation(self._token_ids, next_sequence_length=new, **self._kwargs),
+            return_dict=True,
+        )
+
+    def finish(self, frame: Frame, outputs: Any | None) -> None:
+        """Note that the frame has passed; `outputs` is what the forward returned, None where it ended early."""
+        self.position += len(frame.token_ids)
+        self._outputs = CausalLMOutputWithPast() if outputs is None else _without_logits(outputs)
+
+    def hold_places(self, span: LayerSpan, num_layers: int) -> None:
+        """Make the cache look as if the layers outside `span` had run here too, up to `position`."""
+        for name in CACHE_NAMES:
+            if self._kwargs.get(name) is not None:
+                fill_placeholders(self._kwargs[name], span, num_layers, self.position)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of the keys, values and states that this session keeps."""
+        carried = [*self._kwargs.values(), *(self._outputs.values() if self._outputs else ())]
+        return sum({tensor.data_ptr(): tensor.untyped_storage().nbytes() for tensor in _tensors(carried, set())}.values())
+
+    def _begin(self) -> None:
+        def capture(_model: Any, _input_ids: Any, **prepared: Any) -> torch.Tensor:
+            names = ("logits_processor", "stopping_criteria", "generation_config", "streamer", "synced_gpus")
+            self._kwargs = {name: value for name, value in prepared.items() if name not in names}
+            return self._token_ids
+
+        self._model.generate(
+            self._token_ids,
+            attention_mask=torch.ones_like(self._token_ids),
+            custom_generate=capture,
+            max_new_tokens=1,
+            do_sample=False,
+            use_cache=True,
+        )
+
+
+def _without_logits(outputs: Any) -> Any:
+    """Keep of a model's outputs what the next call needs."""
+    kept = {name: value for name, value in outputs.items() if name in CACHE_NAMES}
+    return type(outputs)(**{name: value for name, value in kept.items() if name in _fields(outputs)})
+
+
+def _fields(outputs: Any) -> set[str]:
+    return set(inspect.signature(type(outputs)).parameters)
+
+
+def _tensors(value: Any, seen: set[int]) -> list[torch.Tensor]:
+    """Find the tensors in what a cache is made of: objects, lists and mappings."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if id(value) in seen or isinstance(value, str | int | float | type(None)):
+        return []
+    seen.add(id(value))
+    if isinstance(value, dict):
+        return [tensor for item in value.values() for tensor in _tensors(item, seen)]
+    if isinstance(value, list | tuple):
+        return [tensor for item in value for tensor in _tensors(item, seen)]
+    return _tensors(vars(value), seen) if hasattr(value, "__dict__") else []

@@ -1,0 +1,40 @@
+"""One pass of the sessions aboard through the blocks of a stage."""
+
+from collections.abc import Sequence
+
+from greenlet import GreenletExit
+
+from layermesh.shared.model.blocks import Block
+from layermesh.worker.binding import Binder
+from layermesh.worker.doors import Forward
+from layermesh.worker.streaming import Streamer
+
+
+def sweep(forwards: Sequence[Forward], blocks: Sequence[Block], streamer: Streamer, binder: Binder) -> None:
+    """Run every forward to its end, bringing each block once for all that wait for it.
+
+    Results and errors are left in the forwards: one that fails takes no other with it. Raises CheckpointError where a block
+    cannot be read, and whatever interrupts the process; then no forward goes on.
+    """
+    order = {block.name: position for position, block in enumerate(blocks)}
+    try:
+        for forward in forwards:
+            forward.advance()
+        position = 0
+        while waiting := [forward for forward in forwards if forward.wanted is not None]:
+            block = _next(waiting, order, position)
+            with streamer.hold(block) as tensors, binder.bound(block, tensors):
+                for forward in waiting:
+                    if forward.wanted is block:
+                        forward.advance()
+            position = order[block.name] + 1
+    finally:
+        for forward in forwards:
+            if forward.wanted is not None:
+                forward.throw(GreenletExit)
+
+
+def _next(waiting: Sequence[Forward], order: dict[str, int], position: int) -> Block:
+    """The block that comes first of those waited for, counted round from `position`."""
+    wanted = [forward.wanted for forward in waiting if forward.wanted is not None]
+    return min(wanted, key=lambda block: (order[block.name] - position) % len(order))
