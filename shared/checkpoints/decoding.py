@@ -1,5 +1,6 @@
 """From stored bytes to values, in pieces small enough that nothing but the result needs memory."""
 
+from functools import cache
 from math import prod
 from typing import TYPE_CHECKING, Final
 
@@ -50,6 +51,22 @@ def block_size(encoding: str) -> tuple[int, int]:
 
     block_elements, block_bytes = GGML_QUANT_SIZES[_kind(encoding)]
     return int(block_elements), int(block_bytes)
+
+
+@cache
+def can_decode(encoding: str) -> bool:
+    """Return whether `decode` knows `encoding`, which `gguf` may name without being able to decode it."""
+    if encoding in TORCH_DTYPES:
+        return True
+    import numpy as np
+    from gguf import GGML_QUANT_SIZES, dequantize
+
+    kind = _kind(encoding)
+    try:
+        dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), dtype=np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True
 
 
 def _kind(encoding: str) -> "GGMLQuantizationType":

@@ -1,0 +1,162 @@
+"""GGUF files: opened by their own head, and by a small folder of what transformers wants to know, made once."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+from layermesh.shared.checkpoints.gguf_header import GGUF_MAGIC, GGUFHeader, read_gguf_header
+from layermesh.shared.checkpoints.json_files import read_object, unreadable
+from layermesh.shared.checkpoints.layout import check_extents, check_name, check_shape
+from layermesh.shared.checkpoints.tensors import Checkpoint, StoredTensor
+from layermesh.shared.errors import CheckpointError, DiskFullError, LayermeshError, UnsupportedModelError
+
+__all__ = ["GGUF_MAGIC", "open_gguf"]
+
+_TABLE: Final = "tensors.json"
+_FORMAT: Final = 1
+_CHILD: Final = "layermesh.shared.checkpoints.unpack_gguf"
+_CHILD_SECONDS: Final = 300
+_KEPT_OUTPUT: Final = 4000
+
+
+def open_gguf(path: Path, cache: Path) -> Checkpoint:
+    """Return what the GGUF file at `path` holds; its tensors keep GGUF's names and encodings.
+
+    The first time, configuration, tokenizer and tensor table are unpacked into a folder under `cache`, a few seconds'
+    work; later only that table is read. Raises CheckpointError for a damaged file, UnsupportedModelError for an
+    architecture, quantisation or version that is not read, DiskFullError.
+    """
+    try:
+        folder = cache / _key(path)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if not (folder / _TABLE).is_file():
+        _unpack(path, folder)
+    return _load(path, folder)
+
+
+def _key(path: Path) -> str:
+    stat = path.stat()
+    parts = (
+        path.resolve(),
+        stat.st_size,
+        stat.st_mtime_ns,
+        _FORMAT,
+        *map(_version, ("layermesh", "transformers", "gguf")),
+    )
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:32]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "source"
+
+
+def _unpack(path: Path, folder: Path) -> None:
+    header = read_gguf_header(path)
+    temporary: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix="unpacking-", dir=folder.parent))
+        _run_child(path, temporary)
+        (temporary / _TABLE).write_text(json.dumps(_table(header, path.stat().st_size)), encoding="utf-8")
+        _publish(temporary, folder)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(folder.parent, 64 * 2**20, shutil.disk_usage(folder.parent).free) from error
+        raise unreadable(folder.parent, error) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _publish(temporary: Path, folder: Path) -> None:
+    try:
+        temporary.replace(folder)
+    except OSError:
+        if not (folder / _TABLE).is_file():  # else another process was quicker
+            raise
+
+
+def _run_child(path: Path, folder: Path) -> None:
+    command = [sys.executable, "-P", "-m", _CHILD, str(path.absolute()), str(folder.absolute())]
+    search = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+    environment = os.environ | {"PYTHONPATH": search, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    try:
+        child = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=_CHILD_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CheckpointError(
+            f"{path}: unpacking it took more than {_CHILD_SECONDS} s. Fetch it again, or use another machine."
+        ) from error
+    if child.returncode != 0:
+        _raise_failure(path, child)
+
+
+def _raise_failure(path: Path, child: "subprocess.CompletedProcess[bytes]") -> None:
+    complaint = child.stderr.decode("utf-8", "replace")[-_KEPT_OUTPUT:]
+    try:
+        report: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
+        if "errno" in report:
+            raise OSError(int(report["errno"]), str(report["message"])) from ChildProcessError(complaint)
+        kind: type[LayermeshError] = (
+            UnsupportedModelError if report["error"] == UnsupportedModelError.__name__ else CheckpointError
+        )
+        raise kind(str(report["message"])) from ChildProcessError(complaint)
+    except (ValueError, LookupError, TypeError):
+        last = complaint.strip().splitlines()[-1:] or [f"status {child.returncode}"]
+        raise CheckpointError(
+            f"{path}: unpacking its metadata failed ({last[0][:300]}). Fetch the file again, or look for another "
+            "conversion of this model."
+        ) from ChildProcessError(complaint)
+
+
+def _table(header: GGUFHeader, file_bytes: int) -> dict[str, Any]:
+    return {
+        "architecture": header.architecture,
+        "metadata": {key: value for key, value in header.metadata.items() if value is not None},
+        "file_bytes": file_bytes,
+        "data_start": header.data_start,
+        "tensors": {
+            tensor.name: [tensor.encoding, list(tensor.shape), tensor.offset, tensor.num_bytes]
+            for tensor in header.tensors.values()
+        },
+    }
+
+
+def _load(path: Path, folder: Path) -> Checkpoint:
+    table = read_object(folder / _TABLE)
+    try:
+        tensors = {name: _stored_tensor(path, name, entry) for name, entry in table["tensors"].items()}
+        check_extents(path, tensors.values(), table["data_start"], path.stat().st_size)
+        metadata, architecture = dict(table["metadata"]), str(table["architecture"])
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder} is damaged. Remove it: it will be made again.") from error
+    tokenizer = folder / "tokenizer"
+    if (folder / "tokenizer_error.txt").is_file():
+        metadata["tokenizer_error"] = (folder / "tokenizer_error.txt").read_text(encoding="utf-8")
+    return Checkpoint(
+        path=path,
+        config_dir=folder,
+        tokenizer_dir=tokenizer if (tokenizer / "tokenizer_config.json").is_file() else None,
+        tensors=tensors,
+        gguf_architecture=architecture,
+        metadata=metadata,
+    )
+
+
+def _stored_tensor(path: Path, name: str, entry: list[Any]) -> StoredTensor:
+    check_name(path, name)
+    encoding, shape, offset, num_bytes = entry
+    return StoredTensor(name, str(encoding), check_shape(path, name, shape), path, int(offset), int(num_bytes))

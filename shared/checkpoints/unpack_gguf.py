@@ -1,0 +1,95 @@
+"""The child process that turns the head of a GGUF file into what transformers reads from a folder.
+
+Run as `python -m layermesh.shared.checkpoints.unpack_gguf GGUF FOLDER`. It is a process of its own because the
+libraries it uses make objects of whole vocabularies and were not written for hostile files: its memory is bounded, its
+time by the caller. Prints one JSON object: {}, {"error": CLASS, "message": TEXT} or {"errno": NUMBER, "message": TEXT}.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from layermesh.shared.checkpoints.gguf_header import GGUFHeader, read_gguf_header
+from layermesh.shared.errors import CheckpointError, UnsupportedModelError
+
+MAX_MEMORY_BYTES: Final = 4 * 2**30
+GGUF_NAME: Final = "model.gguf"
+STUB_NAME: Final = "stub.gguf"
+_END_TOKENS: Final = ("eos", "eot", "eom")
+
+
+def main(gguf: Path, folder: Path) -> int:
+    """Write config.json, generation_config.json and tokenizer files for `gguf` to `folder`; return the exit status."""
+    _bound_memory()
+    report: dict[str, Any] = {}
+    try:
+        unpack(read_gguf_header(gguf), folder)
+    except (CheckpointError, UnsupportedModelError) as error:
+        report = {"error": type(error).__name__, "message": str(error)}
+    except OSError as error:
+        report = {"errno": error.errno or 0, "message": str(error)}
+    print(json.dumps(report))  # noqa: T201
+    return 1 if report else 0
+
+
+def unpack(header: GGUFHeader, folder: Path) -> None:
+    """Write what `header` says to `folder`; raises CheckpointError, UnsupportedModelError and OSError."""
+    from transformers import GenerationConfig
+
+    from layermesh.shared.checkpoints.gguf_config import make_config
+    from layermesh.shared.checkpoints.gguf_stub import write_stub
+
+    # By a link alone in its folder, so that nothing beside the file is taken for part of the model.
+    work = folder / "work"
+    work.mkdir()
+    link, stub = work / GGUF_NAME, work / STUB_NAME
+    link.symlink_to(header.path.absolute())
+    write_stub(header, stub)
+    config = make_config(header, link, stub)
+    config.save_pretrained(folder)
+    tokens = _special_tokens(config, header)
+    if tokens.get("eos_token_id") is not None:
+        GenerationConfig(**tokens).save_pretrained(folder)
+    if header.array_lengths.get("tokenizer.ggml.tokens"):
+        _save_tokenizer(header, link, folder)
+    stub.unlink()
+    link.unlink()
+    work.rmdir()
+
+
+def _special_tokens(config: Any, header: GGUFHeader) -> dict[str, Any]:
+    """Ids of the tokens that begin, end and pad; the end of a turn counts as an end, as it does in llama.cpp."""
+    stated = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    stated += [header.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in _END_TOKENS]
+    ends = [end for end in dict.fromkeys(stated) if end is not None]
+    return {
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": ends if len(ends) > 1 else ends[0] if ends else None,
+        "pad_token_id": config.pad_token_id,
+    }
+
+
+def _save_tokenizer(header: GGUFHeader, link: Path, folder: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(link.parent, gguf_file=link.name)
+        tokenizer.save_pretrained(folder / "tokenizer")
+    except Exception as error:  # the model still runs on token ids
+        reason = f"transformers cannot build the tokenizer of {header.path}: {type(error).__name__}: {error}"
+        (folder / "tokenizer_error.txt").write_text(reason[:2000], encoding="utf-8")
+
+
+def _bound_memory() -> None:
+    if sys.platform == "linux":
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        limit = MAX_MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MAX_MEMORY_BYTES, hard)
+        if soft == resource.RLIM_INFINITY or soft > limit:
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
