@@ -55,6 +55,7 @@ LATENT_ATTENTION_SIZES: dict[str, int] = {"head_dim": 8, "num_key_value_heads": 
 
 LAYER_PATTERNS: tuple[str, ...] = ("layer_types", "mlp_layer_types", "layers_block_type")
 
-NUM_LAYERS: tuple[str, ...] = tuple(
-    ["num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "num_decoder_layers", "encoder_layers", "num_encoder_layers"]
+NUM_LAYERS: tuple[str, ...] = (
+    *("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    *("decoder_layers", "num_decoder_layers", "encoder_layers", "num_encoder_layers"),
 )

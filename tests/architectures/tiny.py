@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from tests.architectures.overrides import NOT_BUILT, OVERRIDES
+from tests.architectures.overrides import BUILT_AS, NOT_BUILT, OVERRIDES
 from tests.architectures.sizes import LATENT_ATTENTION_SIZES, LAYER_PATTERNS, NUM_LAYERS, SIZES
 
 __all__ = ["MODEL_TYPES", "NOT_BUILT", "Reference", "build", "reference"]
@@ -51,7 +52,7 @@ def build(model_type: str, folder: Path, seed: int = 0) -> Path:
     if model_type in NOT_BUILT:
         raise ValueError(f"{model_type} cannot be built tiny: {NOT_BUILT[model_type]}")
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(tiny_config(model_type), dtype=torch.float32).eval()
+    model = untrained(model_type)
     randomise(model, seed)
     model.save_pretrained(folder)
     return folder
@@ -88,6 +89,14 @@ def tiny_config(model_type: str) -> PreTrainedConfig:
     """The configuration of the tiny model: the family's defaults, shrunk, then this type's overrides."""
     config_class = CONFIG_MAPPING[model_type]
     return config_class(**_merged(_shrunk(config_class, config_class()), OVERRIDES.get(model_type, {})))
+
+
+def untrained(model_type: str) -> PreTrainedModel:
+    """The tiny model as transformers initialises it; the whole model where the causal LM is one part of a composite."""
+    config = tiny_config(model_type)
+    if model_type in BUILT_AS:
+        return getattr(transformers, BUILT_AS[model_type])._from_config(config, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 
 def randomise(model: PreTrainedModel, seed: int) -> None:
