@@ -1,0 +1,46 @@
+"""Room on the disk: asked for beforehand, and what to say when there is none."""
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from layermesh.shared.errors import DiskFullError, ResourceError
+
+_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
+_FORBIDDEN: Final = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the bytes free where `folder` is, or would be once it is made."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def require_room(folder: Path, num_bytes: int) -> None:
+    """Raise DiskFullError unless `num_bytes` more bytes fit into `folder`."""
+    free = free_bytes(folder)
+    if free < num_bytes:
+        raise DiskFullError(folder, num_bytes, free)
+
+
+@contextmanager
+def storing(folder: Path, num_bytes: int) -> Iterator[None]:
+    """Turn what the system says while up to `num_bytes` bytes are stored in `folder` into our errors.
+
+    Raises DiskFullError when the disk fills up, ResourceError when the folder cannot be written to.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise DiskFullError(folder, num_bytes, free_bytes(folder)) from error
+        if error.errno in _FORBIDDEN:
+            raise ResourceError(
+                f"cannot write in {folder}: {error.strerror}. Make it writable, or point LAYERMESH_HOME "
+                "(HF_HOME for hub models) somewhere else."
+            ) from error
+        raise

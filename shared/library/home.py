@@ -1,0 +1,31 @@
+"""Where layermesh keeps what it downloads."""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def home() -> Path:
+    """Return layermesh's own folder, which need not exist yet.
+
+    LAYERMESH_HOME if set; otherwise `layermesh` in XDG_CACHE_HOME or in the platform's folder for caches.
+    """
+    return home_for(sys.platform, os.environ, Path.home())
+
+
+def home_for(platform: str, environ: Mapping[str, str], user: Path) -> Path:
+    """Return what `home` returns on `platform` (a `sys.platform`), for a user with this environment and home folder."""
+    if chosen := environ.get("LAYERMESH_HOME"):
+        return Path(chosen).expanduser().absolute()
+    return _caches(platform, environ, user) / "layermesh"
+
+
+def _caches(platform: str, environ: Mapping[str, str], user: Path) -> Path:
+    if chosen := environ.get("XDG_CACHE_HOME"):
+        return Path(chosen).expanduser().absolute()
+    if platform == "darwin":
+        return user / "Library" / "Caches"
+    if platform == "win32":
+        return Path(environ.get("LOCALAPPDATA") or user / "AppData" / "Local")
+    return user / ".cache"
