@@ -1,0 +1,151 @@
+"""The models that are on this machine because layermesh, or a program that shares its cache, fetched them."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from layermesh.shared.errors import ModelNotFoundError, UsageError
+from layermesh.shared.library.catalog import CATALOG, CatalogEntry
+from layermesh.shared.library.fetching import locked
+from layermesh.shared.library.hub_cache import cache_folder, is_complete, repo_folder
+from layermesh.shared.library.hub_files import pick_gguf
+from layermesh.shared.library.names import HubName
+
+if TYPE_CHECKING:
+    from huggingface_hub import CachedFileInfo, CachedRepoInfo, CachedRevisionInfo
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledModel:
+    """A complete model; `used` is when it was last read or written, in seconds since the epoch."""
+
+    name: str
+    origin: Literal["catalog", "hub"]
+    path: Path
+    num_bytes: int
+    used: float
+
+
+def list_models() -> list[InstalledModel]:
+    """Return the models of the catalog and of the Hugging Face cache that are here, the last used first."""
+    return sorted((*_from_catalog(), *_from_hub()), key=lambda model: -model.used)
+
+
+def remove(name: str) -> int:
+    """Delete the downloaded model `name`, half a download too; returns the bytes this freed.
+
+    Raises ModelNotFoundError when it is not here, UsageError for a path: files of the user are the user's.
+    """
+    if entry := CATALOG.get(name):
+        return _remove_entry(entry)
+    if hub := HubName.parse(name):
+        return _remove_hub(hub)
+    if Path(name).expanduser().exists():
+        raise UsageError(f"{name} is a path, and layermesh deletes only what it downloaded. Delete it yourself.")
+    raise _not_here(name)
+
+
+def _from_catalog() -> Iterator[InstalledModel]:
+    for entry in CATALOG.values():
+        if entry.is_installed():
+            status = entry.path.stat()
+            used = max(status.st_atime, status.st_mtime)
+            yield InstalledModel(entry.name, "catalog", entry.path, status.st_size, used)
+
+
+def _from_hub() -> Iterator[InstalledModel]:
+    for repo in _repos():
+        newest_first = sorted(repo.revisions, key=lambda found: ("main" not in found.refs, -found.last_modified))
+        whole = next((found for found in newest_first if is_complete(found.snapshot_path)), None)
+        if whole is not None:
+            files = [file for file in whole.files if not _is_gguf(file)]
+            yield _installed(repo.repo_id, whole.snapshot_path, files)
+        for name, file in _gguf_files(newest_first).items():
+            yield _installed(f"{repo.repo_id}:{name}", file.file_path, [file])
+
+
+def _installed(name: str, path: Path, files: "list[CachedFileInfo]") -> InstalledModel:
+    num_bytes = sum({file.blob_path: file.size_on_disk for file in files}.values())
+    used = max(max(file.blob_last_accessed, file.blob_last_modified) for file in files)
+    return InstalledModel(name, "hub", path, num_bytes, used)
+
+
+def _is_gguf(file: "CachedFileInfo") -> bool:
+    return file.file_name.lower().endswith(".gguf")
+
+
+def _gguf_files(revisions: "list[CachedRevisionInfo]") -> "dict[str, CachedFileInfo]":
+    """Return the GGUF files by their path in the repository, each from the first revision that has it."""
+    found: dict[str, CachedFileInfo] = {}
+    for revision in revisions:
+        for file in sorted(filter(_is_gguf, revision.files), key=lambda file: file.file_path):
+            found.setdefault(file.file_path.relative_to(revision.snapshot_path).as_posix(), file)
+    return found
+
+
+def _repos() -> "list[CachedRepoInfo]":
+    from huggingface_hub import scan_cache_dir
+
+    cache = cache_folder()
+    if not cache.is_dir():
+        return []
+    return [repo for repo in scan_cache_dir(cache).repos if repo.repo_type == "model"]
+
+
+def _remove_entry(entry: CatalogEntry) -> int:
+    if not entry.folder.is_dir():
+        raise _not_here(entry.name)
+    with locked(entry.name):
+        freed = sum(file.stat().st_size for file in entry.folder.rglob("*") if file.is_file())
+        shutil.rmtree(entry.folder)
+    return freed
+
+
+def _remove_hub(name: HubName) -> int:
+    repo = next((repo for repo in _repos() if repo.repo_id == name.repo_id), None)
+    if repo is None:
+        return _remove_fragments(name)
+    if name.file is not None:
+        return _remove_file(name, repo)
+    return _remove_all(repo)
+
+
+def _remove_all(repo: "CachedRepoInfo") -> int:
+    from huggingface_hub import scan_cache_dir
+
+    unfinished = sum(file.stat().st_size for file in repo.repo_path.glob("blobs/*.incomplete"))
+    strategy = scan_cache_dir(cache_folder()).delete_revisions(*(found.commit_hash for found in repo.revisions))
+    strategy.execute()
+    return strategy.expected_freed_size + unfinished
+
+
+def _remove_file(name: HubName, repo: "CachedRepoInfo") -> int:
+    """Delete one GGUF file from all revisions, and the repository if nothing else is in it."""
+    files = {
+        file.file_path: (file.file_path.relative_to(revision.snapshot_path).as_posix(), file)
+        for revision in repo.revisions
+        for file in revision.files
+    }
+    wanted = pick_gguf(name.repo_id, {relative for relative, _ in files.values()}, str(name.file))
+    ours = [file for relative, file in files.values() if relative == wanted]
+    if len(ours) == len(files):
+        return _remove_all(repo)
+    for path in {path for file in ours for path in (file.file_path, file.blob_path)}:
+        path.unlink(missing_ok=True)
+    return sum({file.blob_path: file.size_on_disk for file in ours}.values())
+
+
+def _remove_fragments(name: HubName) -> int:
+    """Delete what an interrupted pull left of a repository that the cache does not count as one."""
+    folder = repo_folder(name.repo_id)
+    if not folder.is_dir():
+        raise _not_here(str(name))
+    freed = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
+    shutil.rmtree(folder)
+    return freed
+
+
+def _not_here(name: str) -> ModelNotFoundError:
+    return ModelNotFoundError(f"{name} is not here, so there is nothing to remove. `layermesh ls` lists what is.")
