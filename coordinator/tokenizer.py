@@ -1,0 +1,134 @@
+"""Text to token ids and back, as the model was trained with it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from layermesh.coordinator.chat import Message, as_conversation, check_messages, render_chat
+from layermesh.shared.errors import TokenizerError, UsageError
+
+
+class Tokenizer:
+    """A model's tokenizer: a thin face of the one transformers loads."""
+
+    def __init__(self, tokenizer: Any, model: str) -> None:
+        """Take a tokenizer of transformers as it is; `model` is its name in messages."""
+        self._tokenizer = tokenizer
+        self._model = model
+        added = tokenizer.added_tokens_decoder.items()
+        self._special_ids = frozenset(tokenizer.all_special_ids) | {id_ for id_, token in added if token.special}
+
+    @classmethod
+    def load(cls, tokenizer_dir: Path | None, model: str) -> Self:
+        """Return the tokenizer whose files lie in `tokenizer_dir`, as transformers reads it, but for code of the model.
+
+        Nothing is fetched. Raises TokenizerError when there is none, or it cannot be used.
+        """
+        if tokenizer_dir is None:
+            raise _unusable(model, "it comes without a tokenizer")
+        from transformers import AutoTokenizer
+
+        try:
+            loaded = AutoTokenizer.from_pretrained(tokenizer_dir, trust_remote_code=False, local_files_only=True)
+        except Exception as error:  # whatever transformers, tokenizers, sentencepiece and json make of bad files
+            raise _unusable(model, f"its tokenizer in {tokenizer_dir} does not load ({_first_line(error)})") from error
+        if not loaded.get_vocab().keys() - loaded.get_added_vocab().keys():
+            # What transformers makes of some models' folders that hold no tokenizer files.
+            raise _unusable(model, f"{tokenizer_dir} holds no vocabulary")
+        return cls(loaded, model)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template of the model's conversations; None if it has none."""
+        return self._tokenizer.get_chat_template() if self._tokenizer.chat_template else None
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the model has a form for conversations."""
+        return self.chat_template is not None
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The id of the tokenizer's own end of text, if it has one."""
+        eos_token_id: int | None = self._tokenizer.eos_token_id
+        return eos_token_id
+
+    def token_id(self, token: str) -> int | None:
+        """Return the id of the token written exactly so, or None."""
+        token_id: int | None = self._tokenizer.convert_tokens_to_ids(token)
+        # An unknown token has the id of <unk>.
+        known = token_id is not None and self._tokenizer.convert_ids_to_tokens(token_id) == token
+        return token_id if known else None
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether a token is a mark for the model, which is never shown as text."""
+        return token_id in self._special_ids
+
+    def encode(self, prompt: str | Sequence[Message], *, system: str | None = None, raw: bool = False) -> list[int]:
+        """Return the ids of a prompt: a text or a conversation.
+
+        A text becomes what the user says, after `system`, if the model has a chat template; otherwise, and if `raw`,
+        it is taken as it is. Raises UsageError or TokenizerError.
+        """
+        if not isinstance(prompt, str):
+            if system is not None:
+                raise UsageError("a conversation has its own system message: leave out --system.")
+            return self.encode_chat(prompt)
+        if self.has_chat_template and not raw:
+            return self.encode_chat(as_conversation(prompt, system))
+        if system is not None:
+            why = "--raw leaves it out" if raw else f"{self._model} has none"
+            raise UsageError(f"a system message needs a chat template, and {why}. Leave out --system.")
+        return self.encode_text(prompt)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Return the ids of `text` as it is, with the special tokens the tokenizer itself puts around a text.
+
+        Raises UsageError for text that is not Unicode.
+        """
+        return self._ids(text, add_special_tokens=True)
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Return the ids of a conversation, in the form of the model's chat template, up to where the model answers.
+
+        Raises UsageError if it is no conversation, or not one for this template; TokenizerError if there is no
+        template, or none that can be used.
+        """
+        conversation = check_messages(messages)
+        template = self.chat_template
+        if template is None:
+            raise TokenizerError(
+                f"{self._model} has no chat template, so it takes no conversation. Give it a text to continue instead."
+            )
+        text = render_chat(template, conversation, self._tokenizer.special_tokens_map, self._model)
+        return self._ids(text, add_special_tokens=False)  # the template wrote them
+
+    def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"the prompt is not Unicode text at character {error.start}: give it as UTF-8.") from error
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of the tokens, without the special ones.
+
+        The spaces are left as they come: transformers' clean-up of them rewrites text that was already shown.
+        """
+        text: str = self._tokenizer.decode(
+            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
+
+def _first_line(error: Exception) -> str:
+    said = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {said[:200]}"
+
+
+def _unusable(model: str, why: str) -> TokenizerError:
+    return TokenizerError(
+        f"no text can be given to {model}: {why}. Put the tokenizer of the model (tokenizer.json and "
+        "tokenizer_config.json) beside its weights, or give token ids: --prompt-ids 1,2,3."
+    )
