@@ -6,6 +6,7 @@ from typing import Any
 
 _ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
 _SLIDING_AND_FULL: list[str] = ["sliding_attention", "full_attention"]
+_DENSE_THEN_SPARSE: list[str] = ["dense", "sparse", "sparse", "sparse"]
 _LINEAR_AND_FULL: list[str] = ["linear_attention", "full_attention"]
 
 _DOTS3_NOTE: dict[str, Any] = {
@@ -44,11 +45,13 @@ _QWEN4_EXP: dict[str, Any] = {
     "indexer_budget": 8,
     "indexer_compress_ratio": 2,
 }
+_LLAMA4: dict[str, Any] = {"interleave_moe_layer_step": 2, "floor_scale": 4}
 _TINY_IMAGES: dict[str, Any] = {"image_size": 32}
 
 OVERRIDES: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1, 3], "mamba_n_heads": 4},
     "blt": {
+        "local_attention_window_len": 8,
         "num_hidden_layers": 5,
         "encoder_config": {"num_hidden_layers": 1, "hidden_size_global": 64},
         "decoder_config": {"hidden_size_global": 64},
@@ -57,7 +60,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "cohere": {"logit_scale": 1.0},
     "cohere2": {"logit_scale": 1.0},
-    "cohere2_moe": {"logit_scale": 1.0},
+    "cohere2_moe": {"logit_scale": 1.0, "mlp_layer_types": _DENSE_THEN_SPARSE},
     "cohere_compass_text": {
         "logit_scale": 1.0,
         "layer_types": _SLIDING_AND_FULL * 2,
@@ -78,6 +81,18 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
         "ffn_config": {"moe_top_k": 2, "ffn_hidden_size": 64},
     },
+    "deepseek_v4": {
+        "layer_types": [
+            "sliding_attention",
+            "heavily_compressed_attention",
+            "compressed_sparse_attention",
+            "heavily_compressed_attention",
+        ],
+        "mlp_layer_types": ["hash_moe", "moe", "moe", "moe"],
+        "compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 4},
+        "index_topk": 4,
+    },
+    "doge": {"is_moe": True, "keep_window_size": 8},
     "dots3_note": {
         "text_config": _DOTS3_NOTE,
         "vision_config": {
@@ -104,14 +119,27 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "got_ocr2": {"vision_config": _TINY_IMAGES | {"mlp_dim": 64, "output_channels": 16, "global_attn_indexes": [1]}},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "granitemoehybrid": {"mamba_n_heads": 4, "layer_types": _LINEAR_AND_FULL * 2},
+    "inkling_text": {"mlp_layer_types": ["dense"] + ["sparse"] * 5, "logits_mup_width_multiplier": 1.0},
+    "inkling2_text": {"n_layers_per_attn_res_block": 2},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 0},
+    "laguna": {"layer_types": _SLIDING_AND_FULL * 2, "num_attention_heads_per_layer": [4, 8, 4, 8]},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "llama4": {
+        "text_config": _LLAMA4,
         "vision_config": _TINY_IMAGES
         | {"vision_output_dim": 64, "projector_input_dim": 64, "projector_output_dim": 64, "intermediate_size": 256},
     },
+    "llama4_text": _LLAMA4,
     "longcat_flash": {"num_layers": 3, "zero_expert_num": 2},
     "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 2},
+    "mellum": {"layer_types": _SLIDING_AND_FULL * 2, "mlp_layer_types": _DENSE_THEN_SPARSE},
+    "minimax_m3_vl_text": {
+        "layer_types": ["full_attention", "minimax_m3_sparse"] * 2,
+        "mlp_layer_types": _DENSE_THEN_SPARSE,
+        "index_block_size": 4,
+        "index_topk_blocks": 2,
+    },
     "mllama": {
         "text_config": {"cross_attention_layers": [1, 3]},
         "vision_config": _TINY_IMAGES | {"vision_output_dim": 64, "num_global_layers": 2},
@@ -141,6 +169,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "shape_embed_dim": 16,
         "shape_vocab_size": 32,
     },
+    "qwen2_moe": {"mlp_only_layers": [0]},
+    "qwen3_moe": {"mlp_only_layers": [0]},
+    "qwen3_next": {"mlp_only_layers": [0]},
     "qwen4_exp": {"text_config": _QWEN4_EXP},
     "qwen4_exp_text": _QWEN4_EXP,
     "xlstm": {"hidden_size": 128, "embedding_dim": 128},
@@ -160,7 +191,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "adapter_rank": 8,
         "use_mem_rope": True,
     },
-    "zaya": {"num_experts_per_tok": 1},
+    "zaya": {"num_experts_per_tok": 1, "layer_types": ["hybrid", "hybrid_sliding"] * 2},
 }
 
 BUILT_AS: dict[str, str] = {

@@ -25,7 +25,7 @@ _NAMES_BY_VALUE: dict[int, str] = {
         linear_key_head_dim linear_value_head_dim mamba_head_dim
     """,
     8: """
-        qk_rope_head_dim rotary_dim sliding_window attention_window_size window_size local_attention
+        qk_rope_head_dim rotary_dim sliding_window sliding_window_size attention_window_size window_size local_attention
         attention_chunk_size index_topk laurel_rank mamba_d_state state_size ssm_state_size mamba_chunk_size chunk_size
         block_size patch_size
     """,
@@ -37,7 +37,7 @@ _NAMES_BY_VALUE: dict[int, str] = {
     """,
     2: """
         num_key_value_heads num_kv_heads swa_num_key_value_heads linear_num_key_heads num_experts_per_tok
-        num_experts_per_token moe_topk moe_k top_k_experts depth eos_token_id
+        num_experts_per_token moe_topk moe_k top_k_experts max_window_layers depth eos_token_id
     """,
     1: """
         first_k_dense_replace num_dense_layers topk_group n_group n_shared_experts num_shared_experts bos_token_id
@@ -48,6 +48,7 @@ _NAMES_BY_VALUE: dict[int, str] = {
 
 SIZES: dict[str, Any] = {name: value for value, names in _NAMES_BY_VALUE.items() for name in names.split()} | {
     "is_decoder": True,
+    "use_sliding_window": True,
     "forced_eos_token_id": None,
 }
 

@@ -28,11 +28,11 @@ PROMPT: list[int] = [17, 101, 5, 64, 33, 90, 12, 77, 48, 110, 29, 56]
 
 _MIN_LAYERS = 4
 _MAX_LAYERS = 8
-_MATRIX_STD = 0.2
+_MATRIX_STD = 0.25
 _WORD_STD = 1.0
 _TIED_STD = 0.1
-_EMBEDDING_STD = 0.1
-_VECTOR_NOISE = 0.1
+_EMBEDDING_STD = 0.05
+_VECTOR_NOISE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,14 @@ def randomise(model: PreTrainedModel, seed: int) -> None:
             elif id(tensor) in embeddings:
                 tensor.copy_(noise * _EMBEDDING_STD)
             elif tensor.std() < _MATRIX_STD:
-                tensor.copy_(tensor.mean() + noise * _MATRIX_STD)
+                tensor.copy_(tensor.mean() + _centred(noise) * _MATRIX_STD)
+
+
+def _centred(noise: torch.Tensor) -> torch.Tensor:
+    for dim in (-1, -2):
+        if noise.shape[dim] > 1:
+            noise = noise - noise.mean(dim, keepdim=True)
+    return noise
 
 
 def _is_tied(model: PreTrainedModel) -> bool:
@@ -145,16 +152,15 @@ def _shrunk(config_class: type[PreTrainedConfig], default: PreTrainedConfig) -> 
 
 def _layers(default: PreTrainedConfig) -> dict[str, Any]:
     fields = type(default).__dataclass_fields__
-    patterns = {
-        name: list(getattr(default, name)) for name in LAYER_PATTERNS if name in fields and getattr(default, name)
-    }
-    num_layers = max([_MIN_LAYERS, *(_until_all_kinds(pattern) for pattern in patterns.values())])
+    lists = {name: list(getattr(default, name) or ()) for name in LAYER_PATTERNS if name in fields}
+    patterns = {name: kinds for name, kinds in lists.items() if len(set(kinds)) > 1}
+    num_layers = max([_MIN_LAYERS, *(_until_all_kinds(kinds) for kinds in patterns.values())])
     counts = dict.fromkeys((name for name in NUM_LAYERS if name in fields), num_layers)
-    return {name: (pattern * num_layers)[:num_layers] for name, pattern in patterns.items()} | counts
+    return {name: (kinds * num_layers)[:num_layers] for name, kinds in patterns.items()} | counts
 
 
-def _until_all_kinds(pattern: list[str]) -> int:
-    return min(_MAX_LAYERS, 1 + max(pattern.index(kind) for kind in set(pattern)))
+def _until_all_kinds(kinds: list[str]) -> int:
+    return min(_MAX_LAYERS, 1 + max(kinds.index(kind) for kind in set(kinds)))
 
 
 def _merged(settings: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
