@@ -30,6 +30,7 @@ class Tokenizer:
 
         try:
             loaded = AutoTokenizer.from_pretrained(tokenizer_dir, trust_remote_code=False, local_files_only=True)
+            loaded.decode(loaded.encode("a"))
         except Exception as error:  # whatever transformers, tokenizers, sentencepiece and json make of bad files
             raise _unusable(model, f"its tokenizer in {tokenizer_dir} does not load ({_first_line(error)})") from error
         if not loaded.get_vocab().keys() - loaded.get_added_vocab().keys():

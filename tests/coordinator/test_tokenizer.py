@@ -67,6 +67,13 @@ def test_files_that_are_no_tokenizer(tmp_path: Path, files: dict[str, str], why:
         Tokenizer.load(tmp_path, "toy")
 
 
+def test_files_that_load_and_do_not_work(saved: Path) -> None:
+    config = json.loads((saved / "tokenizer_config.json").read_text())
+    (saved / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": "long"}))
+    with pytest.raises(TokenizerError, match="does not load"):
+        Tokenizer.load(saved, "toy")
+
+
 def test_no_tokenizer_says_what_to_do() -> None:
     with pytest.raises(TokenizerError, match=r"toy: it comes without a tokenizer.*--prompt-ids"):
         Tokenizer.load(None, "toy")
