@@ -80,8 +80,17 @@ def _widest(config: Any) -> int:
 
 
 def _first(config: Any, *names: str, default: int) -> int:
+    """The largest value, over the layers, of the first of `names` that the configuration has."""
     for name in names:
-        value = getattr(config, name, None)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
+        values = [value for value in _values(config, name) if isinstance(value, int) and not isinstance(value, bool)]
+        if values and max(values) > 0:
+            return max(values)
     return default
+
+
+def _values(config: Any, name: str) -> list[Any]:
+    try:
+        value = getattr(config, name, None)
+    except RuntimeError:  # transformers' way to say that it differs from layer to layer
+        return [getattr(layer, name, None) for layer in config.per_layer_config]
+    return list(value) if isinstance(value, list | tuple) else [value]

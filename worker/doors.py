@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from greenlet import getcurrent, greenlet
 from torch import nn
+from transformers import Cache
 
+from layermesh.shared.errors import UnsupportedModelError
 from layermesh.shared.frames import LayerOutput
 from layermesh.shared.model.blocks import Block
 from layermesh.shared.model.definition import ModelDefinition
@@ -29,13 +31,16 @@ class Forward(greenlet):
     """One session's forward, paused wherever it needs a block that may not be there.
 
     `wanted` is the block it waits for, None once it has ended; then `result` is what it returned (the model's outputs, or a
-    LayerOutput where the stage ends before the model does) or `error` what it raised.
+    LayerOutput where the stage ends before the model does) or `error` what it raised. `cache` is the one its layers were
+    handed, which some families make in the middle of their first call.
     """
 
     def __init__(self, run: Callable[[], Any], entry: LayerOutput | None) -> None:
         super().__init__(self._run_to_end)
         self._forward = run
         self.entry = entry
+        self.last_layer = -1
+        self.cache: Cache | None = None
         self.wanted: Block | None = None
         self.result: Any = None
         self.error: Exception | None = None
@@ -82,6 +87,8 @@ class Doors:
 
     def _pass_layer(self, index: int, *args: Any, **kwargs: Any) -> Any:
         forward = _current()
+        self._check_order(forward, index)
+        forward.cache = next((value for value in kwargs.values() if isinstance(value, Cache)), forward.cache)
         if index < self._span.start:
             assert forward.entry is not None
             return forward.entry.returned()
@@ -90,6 +97,14 @@ class Doors:
         if index == self._span.end - 1 and self._span.end < self._definition.num_layers:
             raise StageEnd(LayerOutput.of(output))
         return output
+
+    def _check_order(self, forward: Forward, index: int) -> None:
+        if index <= forward.last_layer and len(self._span) < self._definition.num_layers:
+            raise UnsupportedModelError(
+                f"{type(self._definition.model).__name__} goes through its layers more than once per token, so they cannot be "
+                "divided among machines. Run it with --alone."
+            )
+        forward.last_layer = index
 
     def _pass_head(self, hidden: torch.Tensor) -> Any:
         if len(self._head) > 1:

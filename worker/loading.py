@@ -29,7 +29,7 @@ class BlockLoader:
 
     def start(self, block: Block, buffer: Buffer) -> "Loading":
         """Begin to load `block` into `buffer` and return at once."""
-        return Loading([self._readers.submit(job) for job in self._jobs(block, buffer)])
+        return Loading([self._readers.submit(torch.inference_mode()(job)) for job in self._jobs(block, buffer)])
 
     def close(self) -> None:
         """Drop what has not begun and wait for the reads under way."""

@@ -7,19 +7,21 @@ A key and a value of one element per token keep those right at next to no cost.
 from typing import Any
 
 import torch
+from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DummyLayer, LinearAttentionCacheLayerMixin
 
 from layermesh.shared.spans import LayerSpan
 
 
-def fill_placeholders(cache: Any, span: LayerSpan, num_layers: int, position: int) -> None:
+def fill_placeholders(cache: Cache, span: LayerSpan, num_layers: int, position: int) -> None:
     """Bring every layer of `cache` outside `span` to the length `position`."""
-    cache = getattr(cache, "self_attention_cache", cache)
-    layers = getattr(cache, "layers", None)
-    if layers is None:
+    if len(span) == num_layers:
         return
-    per_layer = max(len(layers) // num_layers, 1)
-    for index, layer in enumerate(layers):
+    own: Any = getattr(cache, "self_attention_cache", cache)
+    if own.layer_class_to_replicate is not None:  # a cache that grows a layer when it is first used
+        own.layers += [own.layer_class_to_replicate() for _ in range(num_layers - len(own.layers))]
+    per_layer = max(len(own.layers) // num_layers, 1)
+    for index, layer in enumerate(own.layers):
         if index // per_layer not in span:
             _fill(layer, position)
 

@@ -4,7 +4,7 @@ import inspect
 from typing import Any
 
 import torch
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers import Cache
 
 from layermesh.shared.frames import Frame, SessionId
 from layermesh.shared.spans import LayerSpan
@@ -46,16 +46,17 @@ class Session:
             return_dict=True,
         )
 
-    def finish(self, frame: Frame, outputs: Any | None) -> None:
-        """Note that the frame has passed; `outputs` is what the forward returned, None where it ended early."""
+    def finish(self, frame: Frame, outputs: Any) -> None:
+        """Note that the frame has passed; `outputs` is what the forward returned, or a cache in that form."""
         self.position += len(frame.token_ids)
-        self._outputs = CausalLMOutputWithPast() if outputs is None else _without_logits(outputs)
+        self._outputs = _without_logits(outputs)
 
     def hold_places(self, span: LayerSpan, num_layers: int) -> None:
         """Make the cache look as if the layers outside `span` had run here too, up to `position`."""
-        for name in CACHE_NAMES:
-            if self._kwargs.get(name) is not None:
-                fill_placeholders(self._kwargs[name], span, num_layers, self.position)
+        caches = [self._kwargs.get(name) or self._outputs.get(name) for name in CACHE_NAMES]
+        for cache in caches:
+            if isinstance(cache, Cache):
+                fill_placeholders(cache, span, num_layers, self.position)
 
     @property
     def cache_bytes(self) -> int:

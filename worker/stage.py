@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from layermesh.shared.errors import ModelError
+from layermesh.shared.errors import LayermeshError, ModelError
 from layermesh.shared.footprint import Footprint
 from layermesh.shared.frames import Frame, LayerOutput, Logits, SessionId
 from layermesh.shared.model.blocks import Block, BlockTable
@@ -82,7 +83,7 @@ class Stage:
         with torch.inference_mode():
             forwards = [Forward(partial(self._run, frame), frame.hidden) for frame in frames]
             sweep(forwards, self.residency.blocks, self._streamer, self._binder)
-        results = [self._finish(frame, forward) for frame, forward in zip(frames, forwards, strict=True)]
+            results = [self._finish(frame, forward) for frame, forward in zip(frames, forwards, strict=True)]
         self._measure()
         return results
 
@@ -117,12 +118,14 @@ class Stage:
 
     def _finish(self, frame: Frame, forward: Forward) -> Frame | Logits:
         session = self._sessions[frame.session]
+        if isinstance(forward.error, LayermeshError):
+            raise forward.error
         if forward.error is not None:
             raise ModelError(
                 f"{type(self._definition.model).__name__} failed at token {frame.position}: {forward.error}"
             ) from forward.error
         ended = isinstance(forward.result, LayerOutput)
-        session.finish(frame, None if ended else forward.result)
+        session.finish(frame, CausalLMOutputWithPast(past_key_values=forward.cache) if ended else forward.result)
         session.hold_places(self.span, self._definition.num_layers)
         if ended:
             return Frame(frame.session, frame.epoch, frame.step, frame.position, frame.token_ids, forward.result)

@@ -208,7 +208,13 @@ class _Sorter:
         for name, tensor in state.items():
             tied = self.definition.tied.get(name)
             names[id(state.get(tied, tensor) if tied else tensor)].append(name)
-        return [tuple(group) for group in names.values()]
+        return [group for shared in names.values() for group in self._apart(shared)]
+
+    def _apart(self, names: list[str]) -> list[tuple[str, ...]]:
+        """Divide names that share a parameter by the tensors that the checkpoint has for them, as transformers unties."""
+        stored = [name for name in names if name in self.recipes_of]
+        others = [name for name in names if name not in self.recipes_of]
+        return [tuple([*stored[:1], *others]), *((name,) for name in stored[1:])]
 
     def _place(self, name: str) -> str:
         if name in self.lookup_weights:

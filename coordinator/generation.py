@@ -1,0 +1,88 @@
+"""From a prompt to an answer: dispatch a sweep, sample, until it is enough."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+
+from layermesh.coordinator.pipeline import Pipeline
+from layermesh.shared.frames import Frame, Logits, SessionId
+
+FinishReason = Literal["stop", "length"]
+
+
+class SamplesTokens(Protocol):
+    """Chooses the next token from its scores."""
+
+    def sample(self, logits: torch.Tensor) -> int:
+        """Return a token id for `logits`, `[vocab]`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When an answer ends: after `max_new_tokens`, or with one of the `stop_ids`."""
+
+    max_new_tokens: int
+    stop_ids: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"an answer has at least one token, not {self.max_new_tokens}")
+
+
+class Answering:
+    """One session from its prompt to its last token: the next frame to send, and what came back.
+
+    The prompt goes in calls of at most `chunk_tokens`, then one token at a time: the same shapes alone and on a mesh, which
+    is what makes answers equal to the bit.
+    """
+
+    def __init__(
+        self, session: SessionId, prompt_ids: Sequence[int], sampler: SamplesTokens, limits: Limits, chunk_tokens: int
+    ) -> None:
+        self.session = session
+        self.token_ids: list[int] = []
+        self.finish_reason: FinishReason | None = None
+        self._prompt_ids = tuple(prompt_ids)
+        self._sampler = sampler
+        self._limits = limits
+        self._chunk_tokens = chunk_tokens
+        self._position = 0
+        self._step = 0
+
+    def next_frame(self) -> Frame:
+        """Return the tokens to run next."""
+        if self._position < len(self._prompt_ids):
+            token_ids = self._prompt_ids[self._position : self._position + self._chunk_tokens]
+        else:
+            token_ids = (self.token_ids[-1],)
+        return Frame(self.session, 0, self._step, self._position, token_ids)
+
+    def accept(self, frame: Frame, logits: Logits) -> int | None:
+        """Take the logits of `frame` and return the new token; None while the prompt goes on or when the answer ends."""
+        self._position = frame.position + len(frame.token_ids)
+        self._step += 1
+        if self._position < len(self._prompt_ids):
+            return None
+        token_id = self._sampler.sample(logits.scores)
+        self.token_ids.append(token_id)
+        if token_id in self._limits.stop_ids:
+            self.finish_reason = "stop"
+        elif len(self.token_ids) >= self._limits.max_new_tokens:
+            self.finish_reason = "length"
+        return token_id
+
+
+def generate(pipeline: Pipeline, answering: Answering) -> Iterator[int]:
+    """Yield the token ids of an answer as they are made; the session is released whatever happens."""
+    try:
+        while answering.finish_reason is None:
+            frame = answering.next_frame()
+            (logits,) = pipeline.sweep([frame])
+            token_id = answering.accept(frame, logits)
+            if token_id is not None:
+                yield token_id
+    finally:
+        pipeline.release(answering.session)

@@ -1,0 +1,56 @@
+"""The stages of a model in a row."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from layermesh.shared.frames import Frame, Logits, SessionId
+from layermesh.shared.spans import LayerSpan
+
+
+class Hop(Protocol):
+    """A stage as the coordinator sees it, in this process or on another machine."""
+
+    @property
+    def span(self) -> LayerSpan:
+        """The layers it runs."""
+        ...
+
+    def reserve(self, num_tokens: int, num_new: int) -> None:
+        """Make room for sequences of `num_tokens`, at most `num_new` of them at once; raises BudgetError."""
+        ...
+
+    def forward(self, frames: Sequence[Frame]) -> list[Frame | Logits]:
+        """Run one sweep; the last hop answers with logits, the others with the frames for the next one."""
+        ...
+
+    def release(self, session: SessionId) -> None:
+        """Forget a session."""
+        ...
+
+
+class Pipeline:
+    """Passes frames from hop to hop, from the first layer to the logits."""
+
+    def __init__(self, hops: Sequence[Hop]) -> None:
+        starts = [hop.span.start for hop in hops]
+        ends = [hop.span.end for hop in hops]
+        if not hops or starts != [0, *ends[:-1]]:
+            raise ValueError(f"hops must follow each other from layer 0 on, not {[str(hop.span) for hop in hops]}")
+        self._hops = tuple(hops)
+
+    def reserve(self, num_tokens: int, num_new: int) -> None:
+        """Make room on every hop for sequences of `num_tokens`, at most `num_new` of them at once."""
+        for hop in self._hops:
+            hop.reserve(num_tokens, num_new)
+
+    def sweep(self, frames: Sequence[Frame]) -> list[Logits]:
+        """Run `frames`, each of another session, through all layers and return their logits in order."""
+        passing: Sequence[Frame | Logits] = frames
+        for hop in self._hops:
+            passing = hop.forward([frame for frame in passing if isinstance(frame, Frame)])
+        return [logits for logits in passing if isinstance(logits, Logits)]
+
+    def release(self, session: SessionId) -> None:
+        """Forget a session on every hop."""
+        for hop in self._hops:
+            hop.release(session)
