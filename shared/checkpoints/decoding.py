@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
+from layermesh.shared.checkpoints.simple_quants import SIMPLE_ENCODINGS, decode_blocks
 from layermesh.shared.checkpoints.tensors import TORCH_DTYPES
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
 
-_CHUNK_ELEMENTS: Final = 2**16  # numpy's temporaries stay around 4 MiB for the greediest quantisation
-_GROUP_ROWS: Final = 16  # gguf dequantises sixteen rows at a time
+_CHUNK_ELEMENTS: Final = 2**16  # gguf's temporaries take 1.0 to 1.4 MiB
+_SIMPLE_CHUNK_ELEMENTS: Final = 2**18  # 0.3 MiB of nibbles, and 1 MiB where `out` is not float32
 
 
 def decode(raw: torch.Tensor, encoding: str, out: torch.Tensor) -> None:
@@ -92,17 +93,28 @@ def _cast(raw: torch.Tensor, dtype: torch.dtype, out: torch.Tensor) -> None:
 
 
 def _dequantize(raw: torch.Tensor, encoding: str, out: torch.Tensor) -> None:
+    simple = encoding in SIMPLE_ENCODINGS
+    block_elements, block_bytes = block_size(encoding)
+    step = max((_SIMPLE_CHUNK_ELEMENTS if simple else _CHUNK_ELEMENTS) // block_elements, 1)
+    blocks, decoded = raw.view(-1, block_bytes), out.view(-1, block_elements)
+    decode_chunk = _decode_simple if simple else _decode_with_gguf
+    for start in range(0, len(blocks), step):
+        decode_chunk(blocks[start : start + step], encoding, decoded[start : start + step])
+
+
+def _decode_simple(blocks: torch.Tensor, encoding: str, out: torch.Tensor) -> None:
+    in_place = out.dtype == torch.float32 and out.device.type == "cpu"
+    values = out if in_place else torch.empty(out.shape, dtype=torch.float32)
+    decode_blocks(blocks, encoding, values)
+    if not in_place:
+        out.copy_(values)
+
+
+def _decode_with_gguf(blocks: torch.Tensor, encoding: str, out: torch.Tensor) -> None:
+    import numpy as np
     from gguf import dequantize
 
-    kind = _kind(encoding)
-    block_elements, block_bytes = block_size(encoding)
-    # Blocks know nothing of rows, so the rows given to gguf are ours: long for numpy, short for the cache.
-    row_blocks = max(_CHUNK_ELEMENTS // _GROUP_ROWS // block_elements, 1)
-    step_blocks = row_blocks * _GROUP_ROWS
-    num_blocks = out.numel() // block_elements
-    stored = raw.numpy().reshape(num_blocks, block_bytes)
-    for start in range(0, num_blocks, step_blocks):
-        blocks = stored[start : start + step_blocks]
-        rows = blocks.reshape(-1, row_blocks * block_bytes if len(blocks) == step_blocks else block_bytes)
-        values = torch.from_numpy(dequantize(rows, kind)).view(-1)
-        out[start * block_elements : start * block_elements + values.numel()].copy_(values)
+    with np.errstate(all="ignore"):  # what a damaged scale overflows to is infinite, and no reason for a warning
+        # Blocks know nothing of rows: as one row, gguf takes them in one go.
+        values = dequantize(blocks.numpy().reshape(1, -1), _kind(encoding))
+    out.copy_(torch.from_numpy(values).view(out.shape))

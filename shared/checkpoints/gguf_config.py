@@ -57,12 +57,13 @@ def _config(header: GGUFHeader, gguf: Path, stub: Path) -> Any:
 
 
 def _readable_by_transformers(header: GGUFHeader, gguf: Path, stub: Path) -> Path:
+    from transformers import CONFIG_MAPPING
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
     direct = directly_loaded_architectures()
     if header.architecture in direct:
         return gguf
-    known = _ALIASES | set(GGUF_SUPPORTED_ARCHITECTURES) - {"general", "tokenizer"}
+    known = _ALIASES | {name for name in GGUF_SUPPORTED_ARCHITECTURES if name in CONFIG_MAPPING}
     if header.architecture in known:
         return stub
     names = ", ".join(sorted(known | direct | {"gemma"}))

@@ -1,0 +1,57 @@
+"""GGUF tensors that transformers, from 5.20 or so, loads by the same conversions as any other checkpoint."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+
+from layermesh.shared.checkpoints.gguf_groups import Combine, GGUFGroup
+from layermesh.shared.checkpoints.tensors import Checkpoint
+
+
+def converted_groups(checkpoint: Checkpoint, model: Any) -> list[GGUFGroup]:
+    """Return the groups of `checkpoint` for the parameters of `model`, as its `WeightConverter`s would make them."""
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+    from transformers.integrations.gguf import get_gguf_conversion_mapping
+
+    mapping = get_gguf_conversion_mapping(checkpoint.gguf_architecture, model.config)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    parameters = model.state_dict()
+    found: dict[str, list[tuple[str, str | None]]] = {}
+    for name in sorted(checkpoint.tensors, key=dot_natural_key):
+        target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, parameters)
+        if target in parameters:
+            found.setdefault(target, []).append((name, pattern))
+    return [
+        _group(target, sources, tuple(parameters[target].shape), by_pattern, model.config)
+        for target, sources in found.items()
+    ]
+
+
+def _group(
+    target: str,
+    sources: list[tuple[str, str | None]],
+    shape: tuple[int, ...],
+    by_pattern: dict[str, Any],
+    config: Any,
+) -> GGUFGroup:
+    pattern = sources[0][1]
+    names = tuple(name for name, _ in sources)
+    if pattern is None:
+        return GGUFGroup((target,), names, (shape,), len(names) == 1, lambda decoded: {target: decoded[0]})
+    convert = _combiner(by_pattern[pattern], target, sources, config)
+    return GGUFGroup((target,), names, (shape,), plain=False, convert=convert)
+
+
+def _combiner(converter: Any, target: str, sources: list[tuple[str, str | None]], config: Any) -> Combine:
+    def combine(decoded: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        working = deepcopy(converter)
+        for (name, pattern), tensor in zip(sources, decoded, strict=True):
+            working.add_tensor(target, name, pattern, tensor)
+        made = working.convert(target, model=None, config=config)
+        return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+
+    return combine
