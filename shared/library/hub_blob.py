@@ -5,6 +5,7 @@ random names and are deleted. With shards of 5 GB that is half an hour of a home
 """
 
 import hashlib
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,6 +75,8 @@ def fetch_blob(repo_id: str, commit: str, file: HubFile, sha256: str, advance: A
             partial = Partial(out, file.num_bytes)
             advance(partial.num_bytes)
             _complete(partial, _url(repo_id, commit, file), advance)
+            out.flush()
+            os.fsync(out.fileno())
         if partial.sha256 != sha256:
             path.unlink()
             raise CheckpointError(
