@@ -174,6 +174,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "qwen3_next": {"mlp_only_layers": [0]},
     "qwen4_exp": {"text_config": _QWEN4_EXP},
     "qwen4_exp_text": _QWEN4_EXP,
+    "xlm": {"pad_token_id": 2, "eos_token_id": 1, "bos_token_id": 0, "mask_token_id": 5},
     "xlstm": {"hidden_size": 128, "embedding_dim": 128},
     "xmod": {"default_language": "en_XX"},
     "youtu": {"pad_token_id": None},

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -30,7 +31,7 @@ _MIN_LAYERS = 4
 _MAX_LAYERS = 8
 _MATRIX_STD = 0.25
 _WORD_STD = 1.0
-_TIED_STD = 0.1
+_TIED_STD = 0.05
 _EMBEDDING_STD = 0.05
 _VECTOR_NOISE = 0.05
 
@@ -175,15 +176,20 @@ def _line(model_type: str) -> str:
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
         folder = build(model_type, Path(name))
-        num_bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         answer = reference(folder, PROMPT, 8)
-    seconds = time.perf_counter() - started
-    return f"{model_type:28} ok {num_bytes / 2**20:6.2f} MiB {seconds:5.2f} s {answer.token_ids}"
+        seconds = time.perf_counter() - started
+        weights = load_file(folder / "model.safetensors").values()
+        num_layers = AutoConfig.from_pretrained(folder).get_text_config(decoder=True).num_hidden_layers
+    num_parameters, num_bytes = sum(tensor.numel() for tensor in weights), sum(tensor.nbytes for tensor in weights)
+    size = f"{num_parameters:7} parameters {num_bytes:7} bytes"
+    return f"{model_type:24} ok {size} {seconds:5.2f} s {num_layers:2} layers {answer.token_ids}"
 
 
 def main(model_types: list[str]) -> int:
     """Build, reload and generate with each type, print a line for each and a count; the number of failures."""
     torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     chosen = model_types or [name for name in MODEL_TYPES if name not in NOT_BUILT]
     num_failed = 0
     for model_type in chosen:
@@ -191,7 +197,7 @@ def main(model_types: list[str]) -> int:
             print(_line(model_type), flush=True)
         except Exception as error:
             num_failed += 1
-            print(f"{model_type:28} FAILED {type(error).__name__}: {error}", flush=True)
+            print(f"{model_type:24} FAILED {type(error).__name__}: {error}", flush=True)
     print(f"{len(chosen) - num_failed} of {len(chosen)} built; {len(NOT_BUILT)} not tried")
     return num_failed
 
