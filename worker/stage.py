@@ -1,6 +1,6 @@
 """A span of layers loaded on one device: frames in, frames or logits out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -25,11 +25,14 @@ from layermesh.worker.streaming import Streamer
 from layermesh.worker.sweep import sweep
 
 
+Watcher = Callable[[Block], None]
+
+
 class Stage:
     """Runs the layers of `span` for the sessions that are opened on it, within `budget_bytes` of the device's memory.
 
     The definition becomes the stage's own: doors are hung into it. The last stage also runs what comes behind the layers and
-    returns logits.
+    returns logits. `watcher`, where set, is told of each block when its turn comes.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class Stage:
         self.residency: Residency | None = None
         self.files = FileReader()
         self.peak_bytes = 0
+        self.watcher: Watcher | None = None
         self._definition = definition
         self._device = device
         self._budget_bytes = budget_bytes
@@ -82,7 +86,7 @@ class Stage:
                 self._sessions[frame.session] = Session(frame.session, self._definition.model, self._device)
         with torch.inference_mode():
             forwards = [Forward(partial(self._run, frame), frame.hidden) for frame in frames]
-            sweep(forwards, self.residency.blocks, self._streamer, self._binder)
+            sweep(forwards, self.residency.blocks, self._streamer, self._binder, self.watcher)
             results = [self._finish(frame, forward) for frame, forward in zip(frames, forwards, strict=True)]
         self._measure()
         return results
@@ -90,6 +94,11 @@ class Stage:
     def release(self, session: SessionId) -> None:
         """Forget a session and its cache; one that was never opened is no error."""
         self._sessions.pop(session, None)
+
+    @property
+    def staging_bytes(self) -> int:
+        """Host memory that blocks pass through on their way to another device."""
+        return 0 if self.residency is None else self.residency.num_slots * self.residency.slot_bytes
 
     def close(self) -> None:
         """Stop reading and give all memory back."""

@@ -1,6 +1,6 @@
 """One pass of the sessions aboard through the blocks of a stage."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from greenlet import GreenletExit
 
@@ -10,8 +10,14 @@ from layermesh.worker.doors import Forward
 from layermesh.worker.streaming import Streamer
 
 
-def sweep(forwards: Sequence[Forward], blocks: Sequence[Block], streamer: Streamer, binder: Binder) -> None:
-    """Run every forward to its end, bringing each block once for all that wait for it.
+def sweep(
+    forwards: Sequence[Forward],
+    blocks: Sequence[Block],
+    streamer: Streamer,
+    binder: Binder,
+    watcher: Callable[[Block], None] | None = None,
+) -> None:
+    """Run every forward to its end, bringing each block once for all that wait for it; `watcher` is told of each.
 
     Results and errors are left in the forwards: one that fails takes no other with it. Raises CheckpointError where a block
     cannot be read, and whatever interrupts the process; then no forward goes on.
@@ -23,6 +29,8 @@ def sweep(forwards: Sequence[Forward], blocks: Sequence[Block], streamer: Stream
         position = 0
         while waiting := [forward for forward in forwards if forward.wanted is not None]:
             block = _next(waiting, order, position)
+            if watcher is not None:
+                watcher(block)
             with streamer.hold(block) as tensors, binder.bound(block, tensors):
                 for forward in waiting:
                     if forward.wanted is block:

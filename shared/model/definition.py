@@ -14,6 +14,8 @@ from transformers import logging as transformers_logging
 
 from layermesh.shared.errors import CheckpointError, UnsupportedModelError
 
+ATTENTION_KINDS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+
 
 @dataclass(frozen=True, slots=True)
 class ModelDefinition:
@@ -37,6 +39,18 @@ class ModelDefinition:
     def num_layers(self) -> int:
         """Number of decoder layers."""
         return len(self.layers)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return int(self.model.config.get_text_config(decoder=True).vocab_size)
+
+    @property
+    def takes_chunks(self) -> bool:
+        """Whether a prompt may come in several calls: not where a layer keeps a state instead of keys and values."""
+        config = self.model.config.get_text_config(decoder=True)
+        kinds = set(getattr(config, "layer_types", None) or ())
+        return kinds <= ATTENTION_KINDS and not self.model._is_stateful and bool(self.model._supports_default_dynamic_cache())
 
     @property
     def context_length(self) -> int | None:

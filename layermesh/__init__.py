@@ -1,0 +1,27 @@
+"""Run language models that are too big for any machine you own, on the small machines you have.
+
+    from layermesh import LayerMesh
+
+    with LayerMesh("path-or-id", host_memory="2GB") as mesh:
+        print(mesh.generate("Why is the sky blue?").text)
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from layermesh.coordinator.answer import Answer, Token
+    from layermesh.mesh import LayerMesh
+
+__all__ = ["Answer", "LayerMesh", "Token", "__version__"]
+__version__ = "0.1.0"
+
+_HOMES = {"LayerMesh": "layermesh.mesh", "Answer": "layermesh.coordinator.answer", "Token": "layermesh.coordinator.answer"}
+
+
+def __getattr__(name: str) -> Any:
+    # torch takes seconds to import, which `layermesh --help` and a look at the version need not wait for.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'layermesh' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,147 @@
+"""A model that this machine runs by itself: one stage of all its layers."""
+
+import json
+import time
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from layermesh.coordinator.pipeline import Pipeline
+from layermesh.coordinator.plan import Plan, StagePlan, predict
+from layermesh.coordinator.tokenizer import Tokenizer
+from layermesh.shared.checkpoints import Checkpoint, open_checkpoint
+from layermesh.shared.errors import BudgetError, UsageError
+from layermesh.shared.library import Progress, home, resolve
+from layermesh.shared.model.blocks import build_block_table
+from layermesh.shared.model.definition import define_model
+from layermesh.shared.spans import LayerSpan
+from layermesh.shared.units import parse_bytes
+from layermesh.worker.machine import free_memory, pick_device, pick_dtype, return_memory_promptly
+from layermesh.worker.profiling import measure_profile
+from layermesh.worker.stage import Stage
+
+WORKER_NAME = "local"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CHUNK_TOKENS = 512  # the most of a prompt that goes through the layers in one call
+SMALLEST_CHUNK = 16
+PLANNED_TOKENS = 1024  # the length of sequence that a plan makes room for when nobody says which
+
+
+class LocalModel:
+    """A model opened on this machine, within the memory it is allowed.
+
+    Budgets are in bytes or written like "4GB"; None takes most of what is free. Raises ModelError and its kin for a model
+    that cannot be run, ResourceError for a device that is not here, UsageError for values that make no sense.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        device: str | None = None,
+        device_memory: int | str | None = None,
+        host_memory: int | str | None = None,
+        dtype: str | None = None,
+        revision: str | None = None,
+        offline: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        began = time.monotonic()
+        return_memory_promptly()
+        self.device = pick_device(device)
+        self.host_budget_bytes = _budget(host_memory)
+        self.device_budget_bytes = _budget(device_memory)
+        resolved = resolve(name, revision=revision, offline=offline, progress=progress)
+        self.name = resolved.name
+        self.notices = resolved.notices
+        self.checkpoint = open_checkpoint(resolved.path, home() / "unpacked")
+        self.dtype = _dtype(dtype) or pick_dtype(_stored_dtype(self.checkpoint), self.device)
+        self.definition = define_model(self.checkpoint.config_dir, self.dtype)
+        self.table = build_block_table(self.checkpoint, self.definition)
+        span = LayerSpan(0, self.definition.num_layers)
+        self.stage = Stage(self.definition, self.table, span, self.device, self._stage_budget())
+        self.pipeline = Pipeline([self.stage])
+        self.load_seconds = time.monotonic() - began
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's tokenizer; None if it has none. Raises TokenizerError for one that cannot be used."""
+        folder = self.checkpoint.tokenizer_dir
+        return None if folder is None else Tokenizer.load(folder, self.name)
+
+    @cached_property
+    def generation_config(self) -> dict[str, Any]:
+        """What generation_config.json says; empty where there is none."""
+        return _read_json(self.checkpoint.config_dir / "generation_config.json")
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """What config.json says."""
+        return _read_json(self.checkpoint.config_dir / "config.json")
+
+    def reserve(self, num_tokens: int, num_prompt: int) -> int:
+        """Make room for a sequence and return how many tokens of its prompt to run at once.
+
+        A long prompt goes in chunks, smaller ones where memory is short; families that keep a state take it whole. Raises
+        BudgetError with the least memory that would do.
+        """
+        began = time.monotonic()
+        chunk = min(CHUNK_TOKENS, num_prompt) if self.definition.takes_chunks else num_prompt
+        while True:
+            try:
+                self.pipeline.reserve(num_tokens, chunk)
+            except BudgetError:
+                if not self.definition.takes_chunks or chunk <= SMALLEST_CHUNK:
+                    raise
+                chunk = max(chunk // 2, SMALLEST_CHUNK)
+            else:
+                self.load_seconds += time.monotonic() - began
+                return chunk
+
+    def plan(self, *, measured: bool) -> Plan:
+        """Return what stays in memory and what streams; `measured` also times a block, to predict the speed."""
+        if self.stage.residency is None:
+            self.reserve(min(PLANNED_TOKENS, self.definition.context_length or PLANNED_TOKENS), CHUNK_TOKENS)
+        assert self.stage.residency is not None
+        prediction = None
+        if measured:
+            sample = max(self.table.layers, key=lambda block: block.loaded_bytes)
+            prediction = predict([self.stage.residency], measure_profile(sample))
+        return Plan((StagePlan(WORKER_NAME, self.stage.span, self.stage.residency),), prediction)
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.stage.close()
+
+    def _stage_budget(self) -> int:
+        if self.device.type != "cpu":
+            return self.device_budget_bytes or free_memory(self.device)
+        given = [budget for budget in (self.host_budget_bytes, self.device_budget_bytes) if budget is not None]
+        return min(given, default=free_memory(self.device))
+
+
+def _budget(size: int | str | None) -> int | None:
+    try:
+        return None if size is None else parse_bytes(size)
+    except ValueError as error:
+        raise UsageError(f"{error}.") from error
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    if name is not None and name not in DTYPES:
+        raise UsageError(f"no dtype {name!r}; say {', '.join(DTYPES)}.")
+    return DTYPES[name] if name else None
+
+
+def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype | None:
+    """The dtype that most of the weights are stored in; None if they are quantised."""
+    sizes: dict[torch.dtype | None, int] = {}
+    for tensor in checkpoint.tensors.values():
+        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.num_bytes
+    return max(sizes, key=lambda dtype: sizes[dtype], default=torch.float32)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

@@ -1,0 +1,80 @@
+"""What this machine has: devices, memory, and the kinds of numbers it computes with well."""
+
+import ctypes
+import sys
+from pathlib import Path
+from typing import Final
+
+import psutil
+import torch
+
+from layermesh.shared.errors import ResourceError
+
+_SHARE: Final = 0.8  # of the free memory that is taken when nobody says how much
+_CGROUP_FILES: Final = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
+)
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
+_LARGE_BYTES: Final = 1 << 20
+
+
+def pick_device(name: str | None) -> torch.device:
+    """Return the device called `name`, or the best there is.
+
+    Raises ResourceError for one that this machine does not have.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ResourceError(f"there is no device {name!r}. Say cpu, cuda or cuda:N.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ResourceError(f"layermesh does not compute on {name!r} yet. Say cpu, cuda or cuda:N.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ResourceError(f"there is no device {name!r} here: torch sees {torch.cuda.device_count()} CUDA devices.")
+    return device
+
+
+def pick_dtype(stored: torch.dtype | None, device: torch.device) -> torch.dtype:
+    """Return what to compute in: the checkpoint's own dtype where `device` does it well, else float32 or float16.
+
+    `stored` is None for quantised checkpoints, whose values only float32 holds exactly.
+    """
+    if device.type == "cuda":
+        native = torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+        return native if stored in (None, torch.bfloat16) else stored
+    if stored is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that a model may take on `device` when nobody says how much."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * _SHARE)
+    return int(min(psutil.virtual_memory().available, *_cgroup_rooms()) * _SHARE)
+
+
+def return_memory_promptly() -> None:
+    """Have the C library give large freed blocks back to the system at once, so that what is freed is really free.
+
+    glibc otherwise raises its threshold with every large block, up to 32 MiB, and keeps them; elsewhere this does nothing.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        for parameter, value in ((_M_MMAP_THRESHOLD, _LARGE_BYTES), (_M_TRIM_THRESHOLD, _LARGE_BYTES), (_M_ARENA_MAX, 2)):
+            libc.mallopt(parameter, value)
+
+
+def _cgroup_rooms() -> list[int]:
+    rooms = [sys.maxsize]
+    for limit, usage in _CGROUP_FILES:
+        try:
+            rooms.append(int(limit.read_text()) - int(usage.read_text()))
+        except (OSError, ValueError):  # no such cgroup, or "max"
+            continue
+    return rooms
