@@ -141,7 +141,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "index_topk_blocks": 2,
     },
     "mllama": {
-        "text_config": {"cross_attention_layers": [1, 3]},
+        "text_config": {"num_hidden_layers": 6, "cross_attention_layers": [1, 4]},
         "vision_config": _TINY_IMAGES | {"vision_output_dim": 64, "num_global_layers": 2},
     },
     "nemotron_h": {"n_groups": 2},
