@@ -1,0 +1,249 @@
+"""The command line. Heavy imports happen inside the command that needs them."""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from layermesh.shared.errors import LayermeshError, UsageError
+from layermesh.terminal import DownloadLine, note
+
+if TYPE_CHECKING:
+    from layermesh.mesh import LayerMesh
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="layermesh",
+    help="Run language models that are too big for any machine you own.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        envvar="LAYERMESH_MODEL",
+        help="A Hugging Face folder, a .gguf file, a hub id or a pulled name.  [default: smollm2-135m]",
+    ),
+]
+Device = Annotated[str | None, typer.Option(envvar="LAYERMESH_DEVICE", help="cpu, cuda or cuda:N.  [default: the best]")]
+DeviceMemory = Annotated[
+    str | None,
+    typer.Option(envvar="LAYERMESH_DEVICE_MEMORY", help="Memory to use on the device, such as 4GB.  [default: most of it]"),
+]
+HostMemory = Annotated[
+    str | None,
+    typer.Option(envvar="LAYERMESH_HOST_MEMORY", help="Memory to use on the host, such as 2GB.  [default: most of it]"),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(envvar="LAYERMESH_DTYPE", help="float32, bfloat16 or float16.  [default: the checkpoint's own]"),
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
+Offline = Annotated[bool, typer.Option("--offline", envvar="LAYERMESH_OFFLINE", help="Use only what is on this machine.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
+Debug = Annotated[bool, typer.Option("--debug", envvar="LAYERMESH_DEBUG", help="Show tracebacks.")]
+Alone = Annotated[bool, typer.Option("--alone", help="Look for no other machines.")]
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="What to say to the model; standard input if left out.")] = None,
+    model: Model = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", "-n", help="Most tokens of the answer.  [default: 512]")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token each time.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample from the likeliest tokens that make up this share.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample from this many of the likeliest tokens; 0 for all.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Drop tokens less likely than this share of the likeliest.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: repeat less.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End the answer before this text; may be given several times.")] = None,
+    system: Annotated[str | None, typer.Option(help="What the model should know about its role.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it is, without the chat template.")] = False,
+    prompt_ids: Annotated[str | None, typer.Option(help="Token ids instead of text, such as 5,6,7.")] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on to the limit, past the end of the text.")] = False,
+    device: Device = None,
+    device_memory: DeviceMemory = None,
+    host_memory: HostMemory = None,
+    dtype: Dtype = None,
+    revision: Revision = None,
+    offline: Offline = False,
+    alone: Alone = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the text and errors.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Answer a prompt; the text streams to stdout as it is made."""
+    with _reporting(debug):
+        given = _prompt(prompt, prompt_ids)
+        from layermesh.generating import print_answer
+
+        with _open(model, device, device_memory, host_memory, dtype, revision, offline) as mesh:
+            print_answer(
+                mesh,
+                given,
+                as_json=as_json,
+                quiet=quiet,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                min_p=min_p,
+                repetition_penalty=repetition_penalty,
+                seed=seed,
+                stop=tuple(stop or ()),
+                system=system,
+                raw=raw,
+                ignore_eos=ignore_eos,
+            )
+
+
+@app.command()
+def plan(
+    model: Model = None,
+    device: Device = None,
+    device_memory: DeviceMemory = None,
+    host_memory: HostMemory = None,
+    dtype: Dtype = None,
+    revision: Revision = None,
+    offline: Offline = False,
+    alone: Alone = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show a model's blocks, what would stay in memory, what would stream, and how fast that should be."""
+    with _reporting(debug):
+        from layermesh.planning import print_plan
+
+        with _open(model, device, device_memory, host_memory, dtype, revision, offline) as mesh:
+            print_plan(mesh.local, as_json=as_json)
+
+
+@app.command()
+def pull(
+    name: Annotated[str, typer.Argument(help="A name of the catalog, or a hub id.")],
+    revision: Revision = None,
+    debug: Debug = False,
+) -> None:
+    """Fetch a model."""
+    with _reporting(debug):
+        from layermesh.shared.library import resolve
+
+        resolved = resolve(name, revision=revision, progress=DownloadLine())
+        for notice in resolved.notices:
+            note(f"note: {notice}")
+        typer.echo(resolved.path)
+
+
+@app.command()
+def ls(as_json: Json = False, debug: Debug = False) -> None:
+    """List the models on this machine, the last used first."""
+    with _reporting(debug):
+        from layermesh.listing import print_models
+
+        print_models(as_json=as_json)
+
+
+@app.command()
+def rm(name: Annotated[str, typer.Argument(help="A name that `layermesh ls` shows.")], debug: Debug = False) -> None:
+    """Delete a fetched model."""
+    with _reporting(debug):
+        from layermesh.shared.library import remove
+        from layermesh.shared.units import format_bytes
+
+        note(f"removed {name}, {format_bytes(remove(name))} freed")
+
+
+def main() -> None:
+    """Run the command line."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    app()
+
+
+@contextmanager
+def _open(
+    model: str | None,
+    device: str | None,
+    device_memory: str | None,
+    host_memory: str | None,
+    dtype: str | None,
+    revision: str | None,
+    offline: bool,
+) -> Iterator["LayerMesh"]:
+    from layermesh.mesh import LayerMesh
+    from layermesh.shared.library import DEFAULT_MODEL
+
+    with LayerMesh(
+        model or DEFAULT_MODEL,
+        device=device,
+        device_memory=device_memory,
+        host_memory=host_memory,
+        dtype=dtype,
+        revision=revision,
+        offline=offline,
+        progress=DownloadLine(),
+    ) as mesh:
+        for notice in mesh.local.notices:
+            note(f"note: {notice}")
+        yield mesh
+
+
+@contextmanager
+def _reporting(debug: bool) -> Iterator[None]:
+    """Turn whatever goes wrong into one message and the right exit code."""
+    try:
+        yield
+    except LayermeshError as error:
+        _fail(str(error), error.exit_code, debug)
+    except KeyboardInterrupt:
+        _fail("interrupted", INTERRUPTED, debug)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains once more at its end
+        raise typer.Exit(1) from None
+    except MemoryError:
+        _fail("this machine ran out of memory. Give layermesh less of it: --host-memory 2GB.", 6, debug)
+    except Exception as error:
+        _fail(f"{type(error).__name__}: {error}. This is a fault in layermesh; --debug shows where.", 1, debug)
+
+
+def _fail(message: str, exit_code: int, debug: bool) -> NoReturn:
+    if debug:
+        traceback.print_exc()
+    note(f"error: {message}")
+    raise typer.Exit(exit_code) from None
+
+
+def _prompt(text: str | None, ids: str | None) -> Any:
+    """The prompt from the command line or standard input: a text, or a list of token ids."""
+    if ids is not None:
+        if text is not None:
+            raise UsageError("give a prompt or --prompt-ids, not both.")
+        try:
+            return [int(token_id) for token_id in ids.split(",")]
+        except ValueError as error:
+            raise UsageError(f"--prompt-ids takes numbers with commas between them, such as 5,6,7, not {ids!r}.") from error
+    if text is not None and text != "-":
+        return text
+    if text is None and sys.stdin.isatty():
+        raise UsageError('there is no prompt. Say: layermesh generate "Why is the sky blue?"')
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"standard input is not UTF-8 text at byte {error.start}.") from error
+
+
+def _interrupt(_signal: int, _frame: object) -> None:
+    raise KeyboardInterrupt

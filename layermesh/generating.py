@@ -1,0 +1,77 @@
+"""`layermesh generate`: text to stdout as it is made, everything else to stderr."""
+
+import json
+import sys
+import time
+from typing import Any
+
+from layermesh.coordinator.answer import Answer
+from layermesh.mesh import LayerMesh, Prompt
+from layermesh.shared.model.blocks import Block
+from layermesh.shared.units import format_bytes, format_seconds
+from layermesh.terminal import StatusLine, note
+
+
+def print_answer(mesh: LayerMesh, prompt: Prompt, *, as_json: bool, quiet: bool, **settings: Any) -> None:
+    """Answer `prompt` on stdout, as text or as one JSON object, with `settings` for `LayerMesh.stream`."""
+    line = StatusLine()
+    watcher = _Watcher(mesh, line)
+    if not quiet:
+        mesh.local.stage.watcher = watcher.block
+    ended = True
+    try:
+        stream = mesh.stream(prompt, **settings)
+        for token in stream:
+            watcher.num_tokens += 1
+            if token.text and not as_json:
+                line.clear()
+                sys.stdout.write(token.text)
+                sys.stdout.flush()
+                ended = token.text.endswith("\n")
+    finally:
+        line.clear()
+        if not ended:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+    assert stream.answer is not None
+    if as_json:
+        print(json.dumps(stream.answer.to_dict(), ensure_ascii=False))  # noqa: T201
+    if not quiet:
+        note(_summary(stream.answer))
+
+
+class _Watcher:
+    """Follows the blocks of each sweep, for the status line."""
+
+    def __init__(self, mesh: LayerMesh, line: StatusLine) -> None:
+        self.num_tokens = 0
+        self._files = mesh.local.stage.files
+        self._num_layers = mesh.local.definition.num_layers
+        self._line = line
+        self._began = time.monotonic()
+        self._sweep = 0
+
+    def block(self, block: Block) -> None:
+        if block.layer == 0:
+            self._sweep += 1
+        place = block.name if block.layer is None else f"layer {block.layer + 1}/{self._num_layers}"
+        elapsed = max(time.monotonic() - self._began, 1e-3)
+        rate = self._files.num_bytes / max(self._files.busy_seconds, 1e-3)
+        self._line.show(
+            f"sweep {self._sweep}, {place}, {format_bytes(rate)}/s from disk, {self.num_tokens / elapsed:.2f} tok/s"
+        )
+
+
+def _summary(answer: Answer) -> str:
+    timings, stream, memory = answer.timings, answer.stream, answer.memory
+    parts = [f"{len(answer.token_ids)} tokens"]
+    if timings.decode_tokens_per_second is not None:
+        parts.append(f"{timings.decode_tokens_per_second:.2f} tok/s")
+    parts.append(f"first after {format_seconds(timings.time_to_first_token_seconds)}")
+    if stream.bytes_per_token:
+        parts.append(f"{format_bytes(stream.bytes_per_token)}/token at {format_bytes(stream.bytes_per_second)}/s from disk")
+    budget = f" of {format_bytes(memory.host_budget_bytes)}" if memory.host_budget_bytes else ""
+    parts.append(f"{format_bytes(memory.host_peak_bytes)}{budget} host memory")
+    if memory.device_peak_bytes:
+        parts.append(f"{format_bytes(memory.device_peak_bytes)} on the device")
+    return f"[{', '.join(parts)}, seed {answer.seed}]"

@@ -1,0 +1,63 @@
+"""`layermesh plan`: what a model would take, before it runs."""
+
+import json
+from itertools import groupby
+
+from layermesh.local import LocalModel
+from layermesh.shared.model.blocks import Block
+from layermesh.shared.residency import Residency
+from layermesh.shared.units import format_bytes, format_seconds
+
+
+def print_plan(local: LocalModel, *, as_json: bool) -> None:
+    """Print the blocks of the model with their sizes, where each would live, and the predicted speed."""
+    plan = local.plan(measured=True)
+    residency = local.stage.residency
+    assert residency is not None
+    if as_json:
+        blocks = [_describe(block, residency) for block in residency.blocks]
+        print(json.dumps({"model": local.name, "blocks": blocks, **plan.to_dict()}))  # noqa: T201
+        return
+    prediction = plan.prediction
+    assert prediction is not None
+    architecture = type(local.definition.model).__name__
+    lines = [
+        f"{local.name}: {architecture}, {local.definition.num_layers} layers, "
+        f"computed in {str(local.dtype).removeprefix('torch.')} on {local.device}",
+        "",
+        f"{'block':<24}{'on disk':>10}{'in memory':>12}   where",
+        *_rows(residency),
+        "",
+        f"in memory  {format_bytes(residency.resident_bytes)} of blocks, "
+        f"{format_bytes(residency.num_slots * residency.slot_bytes)} to stream through, "
+        f"{format_bytes(residency.working_bytes)} for caches and the rest",
+        f"streamed   {format_bytes(residency.streamed_bytes)} from disk for every token",
+        f"predicted  {format_seconds(prediction.seconds_per_token)} per token, limited by {prediction.bottleneck}",
+    ]
+    print("\n".join(lines))  # noqa: T201
+
+
+def _describe(block: Block, residency: Residency) -> dict[str, object]:
+    return {
+        "name": block.name,
+        "layer": block.layer,
+        "stored_bytes": block.stored_bytes,
+        "loaded_bytes": block.loaded_bytes,
+        "resident": block.name in residency.resident,
+    }
+
+
+def _rows(residency: Residency) -> list[str]:
+    """One line for each run of blocks that are alike."""
+
+    def likeness(block: Block) -> tuple[bool, bool, int, int]:
+        return block.layer is None, block.name in residency.resident, block.stored_bytes, block.loaded_bytes
+
+    rows = []
+    for (_, stays, stored, loaded), alike in groupby(residency.blocks, key=likeness):
+        blocks = list(alike)
+        name = blocks[0].name if len(blocks) == 1 else f"{blocks[0].name} to {blocks[-1].name}"
+        each = f"  × {len(blocks)}" if len(blocks) > 1 else ""
+        where = "stays" if stays else "streams"
+        rows.append(f"{name:<24}{format_bytes(stored):>10}{format_bytes(loaded):>12}   {where}{each}")
+    return rows
