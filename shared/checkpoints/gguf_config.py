@@ -88,6 +88,7 @@ def _complete(config: Any, header: GGUFHeader) -> None:
     def stated(key: str) -> Any:
         return header.metadata.get(f"{header.architecture}.{key}")
 
+    config.tie_word_embeddings = config.tie_word_embeddings and "output.weight" not in header.tensors
     if stated("vocab_size") is None and header.array_lengths.get("tokenizer.ggml.tokens"):
         config.vocab_size = header.array_lengths["tokenizer.ggml.tokens"]
     if hasattr(config, "moe_intermediate_size") and stated("expert_feed_forward_length"):

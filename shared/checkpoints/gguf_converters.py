@@ -20,30 +20,30 @@ def converted_groups(checkpoint: Checkpoint, model: Any) -> list[GGUFGroup]:
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     parameters = model.state_dict()
-    found: dict[str, list[tuple[str, str | None]]] = {}
+    found: dict[str, list[tuple[str, str | None]]] = {}  # the sources of a target, and what matched their names
     for name in sorted(checkpoint.tensors, key=dot_natural_key):
         target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, parameters)
         if target in parameters:
             found.setdefault(target, []).append((name, pattern))
-    return [
-        _group(target, sources, tuple(parameters[target].shape), by_pattern, model.config)
-        for target, sources in found.items()
-    ]
+    return [_group(checkpoint, model, target, sources, by_pattern) for target, sources in found.items()]
 
 
 def _group(
-    target: str,
-    sources: list[tuple[str, str | None]],
-    shape: tuple[int, ...],
-    by_pattern: dict[str, Any],
-    config: Any,
+    checkpoint: Checkpoint, model: Any, target: str, sources: list[tuple[str, str | None]], by_pattern: dict[str, Any]
 ) -> GGUFGroup:
     pattern = sources[0][1]
-    names = tuple(name for name, _ in sources)
-    if pattern is None:
-        return GGUFGroup((target,), names, (shape,), len(names) == 1, lambda decoded: {target: decoded[0]})
-    convert = _combiner(by_pattern[pattern], target, sources, config)
-    return GGUFGroup((target,), names, (shape,), plain=False, convert=convert)
+
+    def rename(decoded: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {target: decoded[0]}
+
+    return GGUFGroup(
+        targets=(target,),
+        sources=tuple(name for name, _ in sources),
+        shapes=(tuple(model.get_parameter_or_buffer(target).shape),),
+        source_shapes=tuple(checkpoint.tensors[name].shape for name, _ in sources),
+        plain=pattern is None and len(sources) == 1,
+        convert=rename if pattern is None else _combiner(by_pattern[pattern], target, sources, model.config),
+    )
 
 
 def _combiner(converter: Any, target: str, sources: list[tuple[str, str | None]], config: Any) -> Combine:

@@ -17,22 +17,21 @@ def map_gguf(checkpoint: Checkpoint, model: Any) -> list[GGUFGroup]:
     """Return which tensors of the GGUF `checkpoint` make which parameters of `model`, a causal LM on the meta device.
 
     Values equal those that transformers' `from_pretrained(gguf_file=...)` ends up with; tensors it ignores are left
-    out, and so are parameters tied to others. Raises CheckpointError for missing tensors and wrong shapes,
+    out, and a parameter tied to another has no group. Raises CheckpointError for missing tensors and wrong shapes,
     UnsupportedModelError for a model whose tensor names nobody knows.
     """
     if checkpoint.gguf_architecture in directly_loaded_architectures():
         groups = converted_groups(checkpoint, model)
     else:
         groups = processed_groups(checkpoint, model)
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    groups = [group for group in groups if not tied.issuperset(group.targets)]
-    _check_complete(checkpoint, model, groups, tied)
+    _check_complete(checkpoint, model, groups)
     for group in groups:
         _check_shapes(checkpoint, group)
     return groups
 
 
-def _check_complete(checkpoint: Checkpoint, model: Any, groups: list[GGUFGroup], tied: set[str]) -> None:
+def _check_complete(checkpoint: Checkpoint, model: Any, groups: list[GGUFGroup]) -> None:
+    tied = getattr(model, "all_tied_weights_keys", None) or ()
     made = {target for group in groups for target in group.targets}
     missing = [name for name, _ in model.named_parameters() if name not in made and name not in tied]
     if missing:

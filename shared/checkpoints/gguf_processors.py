@@ -32,6 +32,7 @@ def processed_groups(checkpoint: Checkpoint, model: Any) -> list[GGUFGroup]:
             targets=(target,),
             sources=tuple(tensor.name for tensor in tensors),
             shapes=(shapes[target],),
+            source_shapes=tuple(tensor.shape for tensor in tensors),
             plain=len(tensors) == 1 and _is_identity(processor, names, tensors[0]),
             convert=_combiner(processor, names, [tensor.name for tensor in tensors]),
         )
@@ -98,18 +99,18 @@ class _NamesOf:
 def _combiner(processor: Any, names: dict[str, str], sources: list[str]) -> Combine:
     def combine(decoded: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         made: dict[str, Any] = {"tensors": {}}
-        for name, tensor in zip(sources, decoded, strict=True):
-            _process(processor, names, name, tensor.numpy(), made)
+        with np.errstate(all="ignore"):
+            for name, tensor in zip(sources, decoded, strict=True):
+                _process(processor, names, name, tensor.numpy(), made)
         return dict(made["tensors"])
 
     return combine
 
 
-def _process(processor: Any, names: dict[str, str], name: str, weights: Any, made: dict[str, Any]) -> Any:
+def _process(processor: Any, names: dict[str, str], name: str, weights: Any, made: dict[str, Any]) -> None:
     result = processor.process(weights=weights, name=name, tensor_key_mapping=names, parsed_parameters=made)
     if result.name in names:
         made["tensors"][names[result.name]] = torch.from_numpy(np.ascontiguousarray(result.weights))
-    return result
 
 
 def _is_identity(processor: Any, names: dict[str, str], tensor: StoredTensor) -> bool:
