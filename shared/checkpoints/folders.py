@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from layermesh.shared.checkpoints.json_files import read_object
 from layermesh.shared.checkpoints.safetensors_header import read_header
@@ -78,7 +78,7 @@ def _read_shards(folder: Path) -> dict[str, StoredTensor]:
     weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map. Fetch it again.")
-    shards = {name: read_header(folder / name) for name in _shard_names(folder, set(weight_map.values()))}
+    shards = {name: read_header(folder / name) for name in _shard_names(folder, weight_map)}
     tensors = {name: tensor for shard in shards.values() for name, tensor in shard.items()}
     for name, shard in weight_map.items():
         if name not in shards[shard]:
@@ -90,8 +90,8 @@ def _read_shards(folder: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _shard_names(folder: Path, names: set[object]) -> list[str]:
-    for name in names:
+def _shard_names(folder: Path, weight_map: dict[str, Any]) -> list[str]:
+    for name in weight_map.values():
         if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name) or ".." in name:
             raise CheckpointError(
                 f"{folder / _INDEX} names {ascii(name)[:80]} as a file of this folder. It is broken or made to do "
@@ -99,7 +99,7 @@ def _shard_names(folder: Path, names: set[object]) -> list[str]:
             )
         if Path(name).suffix in PICKLE_SUFFIXES:
             raise refuse_pickle(folder / name)
-    found = sorted(str(name) for name in names)
+    found = sorted(set(weight_map.values()))
     missing = [name for name in found if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
