@@ -3,6 +3,7 @@
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -13,13 +14,14 @@ from layermesh.coordinator.stop_tokens import stop_token_ids
 from layermesh.coordinator.text_stream import TextStream
 from layermesh.coordinator.tokenizer import Tokenizer
 from layermesh.local import LocalModel
-from layermesh.shared.errors import UsageError
+from layermesh.shared.errors import BudgetError, UsageError
 from layermesh.shared.frames import SessionId
 from layermesh.shared.library import DEFAULT_MODEL, Progress
 
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
 
 DEFAULT_NEW_TOKENS = 512
+LEAST_NEW_TOKENS = 64  # what an answer may shrink to where memory is short and nobody asked for a length
 
 
 class TokenStream:
@@ -165,7 +167,7 @@ class LayerMesh:
         except ValueError as error:
             raise UsageError(f"{error}.") from error
         text = TextStream(tokenizer, (stop,) if isinstance(stop, str) else stop)
-        chunk = self.local.reserve(len(prompt_ids) + limits.max_new_tokens, len(prompt_ids))
+        limits, chunk = self._reserve(len(prompt_ids), limits, flexible=max_new_tokens is None)
         session = SessionId(uuid.uuid4().hex)
         answering = Answering(session, prompt_ids, Sampler(params, prompt_ids), limits, chunk)
         return TokenStream(lambda stream: self._run(stream, answering, text, params.seed, len(prompt_ids), began))
@@ -230,6 +232,16 @@ class LayerMesh:
                 f"the prompt has {min(token_ids)} to {max(token_ids)}."
             )
         return token_ids
+
+    def _reserve(self, num_prompt: int, limits: Limits, *, flexible: bool) -> tuple[Limits, int]:
+        """Make room for prompt and answer; an answer whose length nobody asked for may be cut to what fits."""
+        while True:
+            try:
+                return limits, self.local.reserve(num_prompt + limits.max_new_tokens, num_prompt)
+            except BudgetError:
+                if not flexible or limits.max_new_tokens // 2 < LEAST_NEW_TOKENS:
+                    raise
+                limits = replace(limits, max_new_tokens=limits.max_new_tokens // 2)
 
     def _limits(
         self, num_prompt: int, max_new_tokens: int | None, tokenizer: Tokenizer | None, *, chat: bool, ignore_eos: bool

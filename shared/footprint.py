@@ -7,7 +7,8 @@ from layermesh.shared.model.blocks import BlockTable
 from layermesh.shared.model.definition import ModelDefinition
 from layermesh.shared.spans import LayerSpan
 
-DECODING_BYTES = 8 << 20  # what the readers use to decode pieces of blocks
+DECODING_BYTES = 8 << 20  # what the readers use to decode pieces of blocks that are not stored as they are computed with
+WORKSPACE_BYTES = 10 << 20  # kernels' own workspaces and code, and what the allocator cannot give back
 ACCUMULATION_BYTES = 4  # logits and attention scores are kept in float32
 
 
@@ -17,6 +18,7 @@ class Footprint:
 
     rest_bytes: int
     scratch_bytes: int
+    decoding_bytes: int
     cache_bytes_per_token: int
     state_bytes: int
     activation_bytes_per_token: int
@@ -33,6 +35,7 @@ class Footprint:
         return cls(
             rest_bytes=table.rest.loaded_bytes,
             scratch_bytes=max((block.scratch_bytes for block in (*table.layers, table.rest)), default=0),
+            decoding_bytes=DECODING_BYTES if any(block.needs_decoding for block in table.layers) else 0,
             cache_bytes_per_token=per_layer * (len(span) + 1),  # growing copies one layer at a time
             state_bytes=_state_elements(config) * 4 * len(span),
             activation_bytes_per_token=(12 * hidden + 4 * _widest(config)) * itemsize,
@@ -44,7 +47,8 @@ class Footprint:
         """Bytes beside the stream for a sequence of `num_tokens`, at most `num_new` of them in one call."""
         caches = self.cache_bytes_per_token * num_tokens + self.state_bytes
         activations = (self.activation_bytes_per_token + self.score_bytes * num_tokens) * num_new
-        return self.rest_bytes + self.scratch_bytes + caches + activations + self.logits_bytes + DECODING_BYTES
+        fixed = self.rest_bytes + self.scratch_bytes + self.decoding_bytes + WORKSPACE_BYTES
+        return fixed + caches + activations + self.logits_bytes
 
 
 def _cache_elements(config: Any) -> int:

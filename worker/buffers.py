@@ -1,6 +1,7 @@
 """Memory for weights, taken from the system and given back to it whole."""
 
 import mmap
+import sys
 from collections.abc import Mapping
 
 import torch
@@ -16,12 +17,18 @@ class Buffer:
 
     def __init__(self, num_bytes: int) -> None:
         self.num_bytes = num_bytes
-        self._memory = mmap.mmap(-1, max(num_bytes, 1))
+        self._memory = _map(max(num_bytes, 1))
         self.bytes = torch.frombuffer(self._memory, dtype=torch.uint8)  # [num_bytes]
 
     def view(self, start: int, num_bytes: int) -> memoryview:
         """Return the bytes `[start, start + num_bytes)` for a file to be read into."""
         return memoryview(self._memory)[start : start + num_bytes]
+
+
+def _map(num_bytes: int) -> mmap.mmap:
+    if sys.platform == "win32":
+        return mmap.mmap(-1, num_bytes)
+    return mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def block_tensors(block: Block, memory: torch.Tensor) -> Mapping[str, torch.Tensor]:

@@ -107,6 +107,8 @@ class Doors:
         forward.last_layer = index
 
     def _pass_head(self, hidden: torch.Tensor) -> Any:
+        # The last token cut out of a prompt keeps the prompt's strides, for which torch copies the whole matrix.
+        hidden = hidden.clone(memory_format=torch.contiguous_format)
         if len(self._head) > 1:
             return self._project_pieces(hidden)
         for block in self._head:

@@ -61,8 +61,13 @@ class Block:
     @property
     def scratch_bytes(self) -> int:
         """Memory that conversions take beside the buffer while the block is loaded."""
-        largest = max((self._conversion_bytes(recipe) for recipe in self.recipes), default=0)
-        return largest
+        return max((self._conversion_bytes(recipe) for recipe in self.recipes), default=0)
+
+    @property
+    def needs_decoding(self) -> bool:
+        """Whether some of its tensors are not stored the way they are computed with."""
+        dtypes = {tensor.dtype for tensor in self.tensors}
+        return any(source.dtype not in dtypes for source in self._sources())
 
     def _sources(self) -> Iterable[StoredTensor]:
         for recipe in self.recipes:
