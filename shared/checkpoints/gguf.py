@@ -69,7 +69,7 @@ def _unpack(path: Path, folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix="unpacking-", dir=folder.parent))
         _run_child(path, temporary)
-        (temporary / _TABLE).write_text(json.dumps(_table(header, path.stat().st_size)), encoding="utf-8")
+        (temporary / _TABLE).write_text(json.dumps(_table(header)), encoding="utf-8")
         _publish(temporary, folder)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -122,11 +122,10 @@ def _raise_failure(path: Path, child: "subprocess.CompletedProcess[bytes]") -> N
         ) from ChildProcessError(complaint)
 
 
-def _table(header: GGUFHeader, file_bytes: int) -> dict[str, Any]:
+def _table(header: GGUFHeader) -> dict[str, Any]:
     return {
         "architecture": header.architecture,
         "metadata": {key: value for key, value in header.metadata.items() if value is not None},
-        "file_bytes": file_bytes,
         "data_start": header.data_start,
         "tensors": {
             tensor.name: [tensor.encoding, list(tensor.shape), tensor.offset, tensor.num_bytes]

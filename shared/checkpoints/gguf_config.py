@@ -74,9 +74,10 @@ def _readable_by_transformers(header: GGUFHeader, gguf: Path, stub: Path) -> Pat
 
 
 def directly_loaded_architectures() -> frozenset[str]:
-    """Return the GGUF architectures that transformers, from 5.20 or so, loads like any other checkpoint."""
+    """Return the GGUF architectures that transformers, from 5.17, loads like any other checkpoint."""
     try:
-        from transformers.integrations.gguf import GGUF_ARCHS, GGUF_CONFIG_ARCHS
+        from transformers.integrations.gguf.gguf_config_mapping import GGUF_CONFIG_ARCHS
+        from transformers.integrations.gguf.gguf_conversion_mapping import GGUF_ARCHS
     except ImportError:
         return frozenset()
     return frozenset(GGUF_ARCHS) & frozenset(GGUF_CONFIG_ARCHS)

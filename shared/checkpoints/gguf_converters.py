@@ -1,4 +1,4 @@
-"""GGUF tensors that transformers, from 5.20 or so, loads by the same conversions as any other checkpoint."""
+"""GGUF tensors that transformers, from 5.17, loads by the same conversions as any other checkpoint."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -13,9 +13,9 @@ from layermesh.shared.checkpoints.tensors import Checkpoint
 def converted_groups(checkpoint: Checkpoint, model: Any) -> list[GGUFGroup]:
     """Return the groups of `checkpoint` for the parameters of `model`, as its `WeightConverter`s would make them."""
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
-    from transformers.integrations.gguf import get_gguf_conversion_mapping
+    from transformers.integrations.gguf.utils import get_gguf_conversion_mapping
 
-    mapping = get_gguf_conversion_mapping(checkpoint.gguf_architecture, model.config)
+    mapping = get_gguf_conversion_mapping(str(checkpoint.gguf_architecture), model.config)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}

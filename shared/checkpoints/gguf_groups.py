@@ -39,10 +39,10 @@ class GGUFGroup:
         A row runs along the last dimension, and rows count through all others. None where rows are altered or cut: then
         only `combine` will do. With it, a group too large to decode at once is decoded a few rows at a time.
         """
-        if len(self.targets) > 1 or any(len(shape) < 2 for shape in (*self.shapes, *self.source_shapes)):
+        if len(self.targets) != 1 or any(len(shape) < 2 for shape in (*self.shapes, *self.source_shapes)):
             return None
         counts = [prod(shape[:-1]) for shape in self.source_shapes]
-        starts = [0, *accumulate(counts)]
+        starts = list(accumulate(counts, initial=0))
         numbered = [
             torch.arange(start + 1, start + count + 1, dtype=torch.float64).view(*shape[:-1], 1)
             for start, count, shape in zip(starts, counts, self.source_shapes, strict=False)
@@ -51,7 +51,7 @@ class GGUFGroup:
             made = self.convert(numbered)[self.targets[0]]
         except (ValueError, RuntimeError, IndexError):
             return None
-        if made.shape != (*self.shapes[0][:-1], 1):
+        if tuple(made.shape) != (*self.shapes[0][:-1], 1):
             return None
         numbers, order = made.reshape(-1).sort()
         if not torch.equal(numbers, torch.arange(1, starts[-1] + 1, dtype=torch.float64)):

@@ -1,6 +1,6 @@
 """A GGUF file without vocabulary and weights, for readers that would make an object of every token.
 
-`GGUFReader` takes 25 µs and several hundred bytes for each: 30 s and over a gigabyte for a Llama 3 vocabulary.
+`GGUFReader` takes 25 µs and several hundred bytes for each: 26 s and 0.7 GB more for a vocabulary of 256,000.
 """
 
 import struct
