@@ -32,10 +32,11 @@ class Footprint:
         itemsize = definition.model.dtype.itemsize
         hidden = int(getattr(config, "hidden_size", 0) or 0)
         per_layer = _cache_elements(config) * itemsize
+        blocks = (*table.stream, table.rest)
         return cls(
             rest_bytes=table.rest.loaded_bytes,
-            scratch_bytes=max((block.scratch_bytes for block in (*table.layers, table.rest)), default=0),
-            decoding_bytes=DECODING_BYTES if any(block.needs_decoding for block in table.layers) else 0,
+            scratch_bytes=max(block.scratch_bytes for block in blocks),
+            decoding_bytes=DECODING_BYTES if any(block.needs_decoding for block in blocks) else 0,
             cache_bytes_per_token=per_layer * (len(span) + 1),  # growing copies one layer at a time
             state_bytes=_state_elements(config) * 4 * len(span),
             activation_bytes_per_token=(12 * hidden + 4 * _widest(config)) * itemsize,
@@ -55,7 +56,7 @@ def _cache_elements(config: Any) -> int:
     """Elements of key and value that one layer keeps of one token."""
     heads = _first(config, "num_attention_heads", "n_head", "decoder_attention_heads", default=1)
     key_heads = _first(config, "num_key_value_heads", "num_kv_heads", "multi_query_group_num", default=heads)
-    head_dim = _first(config, "head_dim", "kv_channels", default=max(int(config.hidden_size) // heads, 1))
+    head_dim = _first(config, "head_dim", "kv_channels", default=max(_first(config, "hidden_size", default=heads) // heads, 1))
     if (rope := _first(config, "qk_rope_head_dim", default=0)) and (value := _first(config, "v_head_dim", default=0)):
         return heads * (_first(config, "qk_nope_head_dim", default=head_dim) + rope + value)
     return 2 * key_heads * head_dim
@@ -66,7 +67,7 @@ def _state_elements(config: Any) -> int:
     kinds = set(getattr(config, "layer_types", None) or ())
     if not (kinds - {"full_attention", "sliding_attention", "chunked_attention"}) and not hasattr(config, "state_size"):
         return 0
-    return int(config.hidden_size) * 256
+    return _first(config, "hidden_size", default=0) * 256
 
 
 def _score_elements(model: Any) -> int:
@@ -80,7 +81,7 @@ def _score_elements(model: Any) -> int:
 def _widest(config: Any) -> int:
     """The widest row of activations inside a layer."""
     names = ("intermediate_size", "ffn_dim", "n_inner", "decoder_ffn_dim", "d_ff", "d_inner", "ffn_hidden_size")
-    return max(_first(config, name, default=0) for name in names) or 4 * int(config.hidden_size)
+    return max(_first(config, name, default=0) for name in names) or 4 * _first(config, "hidden_size", default=0)
 
 
 def _first(config: Any, *names: str, default: int) -> int:

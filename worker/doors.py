@@ -39,6 +39,7 @@ class Forward(greenlet):
         super().__init__(self._run_to_end)
         self._forward = run
         self.entry = entry
+        self.output = entry
         self.last_layer = -1
         self.cache: Cache | None = None
         self.wanted: Block | None = None
@@ -92,11 +93,16 @@ class Doors:
         if index < self._span.start:
             assert forward.entry is not None
             return forward.entry.returned()
+        if index >= self._span.end:  # the model left out the last layer of the span
+            assert forward.output is not None
+            raise StageEnd(forward.output)
         forward.pause(self._layers[index])
-        output = self._forwards[index](*args, **kwargs)
-        if index == self._span.end - 1 and self._span.end < self._definition.num_layers:
-            raise StageEnd(LayerOutput.of(output))
-        return output
+        returned = self._forwards[index](*args, **kwargs)
+        if self._span.end < self._definition.num_layers:
+            forward.output = LayerOutput.of(returned)
+            if index == self._span.end - 1:
+                raise StageEnd(forward.output)
+        return returned
 
     def _check_order(self, forward: Forward, index: int) -> None:
         if index <= forward.last_layer and len(self._span) < self._definition.num_layers:

@@ -8,8 +8,8 @@ from functools import partial
 import torch
 
 from layermesh.shared.checkpoints.decoding import decode
-from layermesh.shared.checkpoints.tensors import StoredTensor
-from layermesh.shared.model.blocks import Block, as_matrix, stored_rows
+from layermesh.shared.checkpoints.tensors import StoredTensor, as_matrix, stored_rows
+from layermesh.shared.model.blocks import Block
 from layermesh.shared.model.recipes import Conversion, Copy
 from layermesh.worker.buffers import Buffer, block_tensors
 from layermesh.worker.files import FileReader
@@ -17,6 +17,7 @@ from layermesh.worker.files import FileReader
 NUM_READERS = 4
 READ_BYTES = 8 << 20  # one read; several in flight keep a solid-state disk busy
 STAGING_BYTES = 1 << 20  # what a reader decodes at a time
+SCATTERED_BYTES = 1 << 18  # the same for rows that are put in place one by one, by way of a decoded copy
 
 
 class BlockLoader:
@@ -62,9 +63,19 @@ class BlockLoader:
 
     def _copies(self, copy: Copy, tensor: torch.Tensor) -> Iterator[Callable[[], None]]:
         source = as_matrix(copy.source)
+        if copy.rows is not None:
+            for start, end in _row_ranges(source, SCATTERED_BYTES):
+                part = stored_rows(source, start, end)
+                yield partial(self._scatter, part, tensor.view(-1, source.shape[1]), copy.rows[start:end])
+            return
         target = tensor.view(-1)[copy.start : copy.start + source.num_elements].view(source.shape)
         for start, end in _row_ranges(source, READ_BYTES):
             yield partial(self.read, stored_rows(source, start, end), target[start:end])
+
+    def _scatter(self, source: StoredTensor, matrix: torch.Tensor, rows: torch.Tensor) -> None:
+        decoded = torch.empty(source.shape, dtype=matrix.dtype)
+        self.read(source, decoded)
+        matrix[rows] = decoded
 
     def _convert(self, conversion: Conversion, tensors: Mapping[str, torch.Tensor]) -> None:
         wanted = [name for name in conversion.targets if name in tensors]

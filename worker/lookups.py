@@ -5,8 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from layermesh.shared.checkpoints.tensors import StoredTensor
-from layermesh.shared.model.blocks import as_matrix, stored_rows
+from layermesh.shared.checkpoints.tensors import StoredTensor, as_matrix, stored_rows
 from layermesh.worker.loading import BlockLoader
 
 

@@ -10,11 +10,13 @@ import torch
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DummyLayer, LinearAttentionCacheLayerMixin
 
+from layermesh.shared.model.definition import ModelDefinition
 from layermesh.shared.spans import LayerSpan
 
 
-def fill_placeholders(cache: Cache, span: LayerSpan, num_layers: int, position: int) -> None:
-    """Bring every layer of `cache` outside `span` to the length `position`."""
+def fill_placeholders(cache: Cache, span: LayerSpan, definition: ModelDefinition, position: int) -> None:
+    """Bring every layer of `cache` outside `span` to the length `position`, but for those that look at something else."""
+    num_layers = definition.num_layers
     if len(span) == num_layers:
         return
     own: Any = getattr(cache, "self_attention_cache", cache)
@@ -22,7 +24,7 @@ def fill_placeholders(cache: Cache, span: LayerSpan, num_layers: int, position: 
         own.layers += [own.layer_class_to_replicate() for _ in range(num_layers - len(own.layers))]
     per_layer = max(len(own.layers) // num_layers, 1)
     for index, layer in enumerate(own.layers):
-        if index // per_layer not in span:
+        if index // per_layer not in span and index // per_layer not in definition.cross_layers:
             _fill(layer, position)
 
 

@@ -7,6 +7,7 @@ import torch
 from transformers import Cache
 
 from layermesh.shared.frames import Frame, SessionId
+from layermesh.shared.model.definition import ModelDefinition
 from layermesh.shared.spans import LayerSpan
 from layermesh.worker.placeholders import fill_placeholders
 
@@ -51,12 +52,12 @@ class Session:
         self.position += len(frame.token_ids)
         self._outputs = _without_logits(outputs)
 
-    def hold_places(self, span: LayerSpan, num_layers: int) -> None:
+    def hold_places(self, span: LayerSpan, definition: ModelDefinition) -> None:
         """Make the cache look as if the layers outside `span` had run here too, up to `position`."""
         caches = [self._kwargs.get(name) or self._outputs.get(name) for name in CACHE_NAMES]
         for cache in caches:
             if isinstance(cache, Cache):
-                fill_placeholders(cache, span, num_layers, self.position)
+                fill_placeholders(cache, span, definition, self.position)
 
     @property
     def cache_bytes(self) -> int:

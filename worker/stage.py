@@ -135,7 +135,7 @@ class Stage:
             ) from forward.error
         ended = isinstance(forward.result, LayerOutput)
         session.finish(frame, CausalLMOutputWithPast(past_key_values=forward.cache) if ended else forward.result)
-        session.hold_places(self.span, self._definition.num_layers)
+        session.hold_places(self.span, self._definition)
         if ended:
             return Frame(frame.session, frame.epoch, frame.step, frame.position, frame.token_ids, forward.result)
         return Logits(frame.session, frame.step, forward.result.logits[0, -1].float())

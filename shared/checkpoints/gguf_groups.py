@@ -2,14 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
-from math import prod
 
 import torch
 
+from layermesh.shared.checkpoints.rows import Shape
 from layermesh.shared.errors import CheckpointError
 
-Shape = tuple[int, ...]
 Combine = Callable[[Sequence[torch.Tensor]], dict[str, torch.Tensor]]
 
 
@@ -32,31 +30,6 @@ class GGUFGroup:
     def rows_plain(self) -> bool:
         """Whether row i of the target is row i of the source, so that rows may be read one by one."""
         return self.plain and len(self.shapes[0]) > 1
-
-    def target_rows(self) -> list[torch.Tensor] | None:
-        """Return for each source which row of the target each of its rows becomes, unchanged: int64 [source_rows].
-
-        A row runs along the last dimension, and rows count through all others. None where rows are altered or cut: then
-        only `combine` will do. With it, a group too large to decode at once is decoded a few rows at a time.
-        """
-        if len(self.targets) != 1 or any(len(shape) < 2 for shape in (*self.shapes, *self.source_shapes)):
-            return None
-        counts = [prod(shape[:-1]) for shape in self.source_shapes]
-        starts = list(accumulate(counts, initial=0))
-        numbered = [
-            torch.arange(start + 1, start + count + 1, dtype=torch.float64).view(*shape[:-1], 1)
-            for start, count, shape in zip(starts, counts, self.source_shapes, strict=False)
-        ]
-        try:  # the sources with their columns gone and each row's number in their place
-            made = self.convert(numbered)[self.targets[0]]
-        except (ValueError, RuntimeError, IndexError):
-            return None
-        if tuple(made.shape) != (*self.shapes[0][:-1], 1):
-            return None
-        numbers, order = made.reshape(-1).sort()
-        if not torch.equal(numbers, torch.arange(1, starts[-1] + 1, dtype=torch.float64)):
-            return None
-        return [order[start : start + count] for start, count in zip(starts, counts, strict=False)]
 
     def combine(self, decoded: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return the targets made of the `decoded` sources; they may share memory with them.

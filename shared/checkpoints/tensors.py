@@ -1,6 +1,6 @@
 """Where the tensors of a checkpoint lie on disk."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -67,3 +67,20 @@ class Checkpoint:
     tensors: dict[str, StoredTensor] = field(repr=False)
     gguf_architecture: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+def stored_rows(table: StoredTensor, start: int, end: int) -> StoredTensor:
+    """Return rows `[start, end)` of a stored matrix as a tensor of their own."""
+    row_bytes = table.num_bytes // table.shape[0]
+    return replace(
+        table,
+        shape=(end - start, *table.shape[1:]),
+        offset=table.offset + start * row_bytes,
+        num_bytes=(end - start) * row_bytes,
+    )
+
+
+def as_matrix(stored: StoredTensor) -> StoredTensor:
+    """Return `stored` with all but its last dimension made one; a vector as a single row."""
+    columns = stored.shape[-1] if stored.shape else 1
+    return replace(stored, shape=(stored.num_elements // columns if columns else 0, columns))

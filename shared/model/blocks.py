@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from layermesh.shared.checkpoints.tensors import Checkpoint, StoredTensor
+from layermesh.shared.checkpoints.tensors import Checkpoint, StoredTensor, stored_rows
 from layermesh.shared.errors import CheckpointError
 from layermesh.shared.model.definition import ModelDefinition, compute_buffers
-from layermesh.shared.model.recipes import Conversion, Copy, Recipe, find_recipes, is_ignored
+from layermesh.shared.model.recipes import Conversion, Copy, Recipe, as_recipes, find_recipes, is_ignored
 
 ALIGNMENT = 64  # bytes; what torch's own allocations keep to, and kernels may round differently off it
 
@@ -141,23 +141,6 @@ def _head_piece(head: Block, tensor: BlockTensor, recipe: Copy, start: int, end:
     )
 
 
-def stored_rows(table: StoredTensor, start: int, end: int) -> StoredTensor:
-    """Return rows `[start, end)` of a stored matrix as a tensor of their own."""
-    row_bytes = table.num_bytes // table.shape[0]
-    return replace(
-        table,
-        shape=(end - start, *table.shape[1:]),
-        offset=table.offset + start * row_bytes,
-        num_bytes=(end - start) * row_bytes,
-    )
-
-
-def as_matrix(stored: StoredTensor) -> StoredTensor:
-    """Return `stored` with all but its last dimension made one; a vector as a single row."""
-    columns = stored.shape[-1] if stored.shape else 1
-    return replace(stored, shape=(stored.num_elements // columns if columns else 0, columns))
-
-
 def _recipes(checkpoint: Checkpoint, definition: ModelDefinition) -> list[Recipe]:
     if checkpoint.gguf_architecture is None:
         return find_recipes(checkpoint.tensors, definition.model)
@@ -169,7 +152,8 @@ def _recipes(checkpoint: Checkpoint, definition: ModelDefinition) -> list[Recipe
         if group.plain:
             recipes.append(Copy(sources[0], group.targets[0]))
         else:
-            recipes.append(Conversion(sources, group.targets, group.combine, torch.float32))
+            shapes = dict(zip(group.targets, group.shapes, strict=True))
+            recipes += as_recipes(sources, shapes, group.convert, torch.float32)
     return recipes
 
 

@@ -14,6 +14,7 @@ from transformers import logging as transformers_logging
 
 from layermesh.shared.errors import CheckpointError, UnsupportedModelError
 
+SENSES = ("vision", "audio", "image", "video", "speech")  # what sub-models that text never reaches are called after
 ATTENTION_KINDS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 
 
@@ -44,6 +45,11 @@ class ModelDefinition:
     def vocab_size(self) -> int:
         """Number of token ids."""
         return int(self.model.config.get_text_config(decoder=True).vocab_size)
+
+    @property
+    def cross_layers(self) -> frozenset[int]:
+        """The layers that attend to an image and are passed over where there is none."""
+        return frozenset(getattr(self.model.config.get_text_config(decoder=True), "cross_attention_layers", None) or ())
 
     @property
     def takes_chunks(self) -> bool:
@@ -158,11 +164,10 @@ def _find_layers(model: Any) -> tuple[str, nn.ModuleList]:
 
 
 def _find_towers(model: Any) -> tuple[str, ...]:
-    text = model.config.get_text_config(decoder=True)
     others = [
         sub
         for key in getattr(model.config, "sub_configs", {})
-        if (sub := getattr(model.config, key, None)) is not None and sub is not text
+        if any(sense in key for sense in SENSES) and (sub := getattr(model.config, key, None)) is not None
     ]
     return tuple(
         name

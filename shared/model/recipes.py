@@ -5,23 +5,17 @@ other way round; transformers knows each family's conversion, and its own operat
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    Concatenate,
-    MergeModulelist,
-    WeightConverter,
-    WeightRenaming,
-    dot_natural_key,
-    rename_source_key,
-)
+from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
-from layermesh.shared.checkpoints.tensors import StoredTensor
+from layermesh.shared.checkpoints.rows import RowMove, find_row_moves
+from layermesh.shared.checkpoints.tensors import StoredTensor, as_matrix, stored_rows
 from layermesh.shared.errors import CheckpointError
 
 Combine = Callable[[Sequence[torch.Tensor]], dict[str, torch.Tensor]]
@@ -29,11 +23,16 @@ Combine = Callable[[Sequence[torch.Tensor]], dict[str, torch.Tensor]]
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """One stored tensor, decoded into a contiguous part of a parameter that begins `start` elements in."""
+    """One stored tensor, decoded into a part of a parameter.
+
+    The part is contiguous and begins `start` elements in, or, where `rows` is given (int64 `[source rows]`), made of those
+    rows of the parameter.
+    """
 
     source: StoredTensor
     target: str
     start: int = 0
+    rows: torch.Tensor | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,62 +87,53 @@ def find_recipes(tensors: dict[str, StoredTensor], model: Any) -> list[Recipe]:
         if target not in parameters:
             continue
         if pattern is None:
+            _check_shape(tensors[name], parameters[target])
             recipes.append(Copy(tensors[name], target))
         else:
             group = gathered.setdefault(target, _Gathered(by_pattern[pattern], target, []))
             group.sources.append((pattern, tensors[name]))
     for group in gathered.values():
         recipes += _convert(group, model, parameters)
-    for recipe in recipes:
-        if isinstance(recipe, Copy) and recipe.start == 0:
-            _check_shape(recipe, parameters[recipe.target])
     return recipes
 
 
+def as_recipes(
+    sources: Sequence[StoredTensor], shapes: Mapping[str, tuple[int, ...]], combine: Combine, dtype: torch.dtype | None
+) -> list[Recipe]:
+    """Return how `combine` makes parameters of `shapes` from `sources`: by copying rows, if that is all it does."""
+    moves = find_row_moves(combine, [source.shape for source in sources], shapes)
+    if moves is None:
+        return [Conversion(tuple(sources), tuple(shapes), combine, dtype)]
+    return [_copy(move, sources[move.source]) for move in moves]
+
+
+def _copy(move: RowMove, source: StoredTensor) -> Copy:
+    part = stored_rows(as_matrix(source), move.first, move.last)
+    if move.start is None:
+        return Copy(part, move.target, rows=move.rows)
+    return Copy(part, move.target, start=move.start * part.shape[1])
+
+
 def _convert(group: _Gathered, model: Any, parameters: dict[str, torch.Tensor]) -> list[Recipe]:
+    sources = [source for _, source in group.sources]
     try:
-        blank = [torch.empty(source.shape, device="meta") for _, source in group.sources]
-        shapes = {name: tensor.shape for name, tensor in group.combine(blank, model).items()}
+        blank = [torch.empty(source.shape, device="meta") for source in sources]
+        made = {name: tuple(tensor.shape) for name, tensor in group.combine(blank, model).items()}
     except Exception as error:
-        names = ", ".join(source.name for _, source in group.sources[:3])
+        names = ", ".join(source.name for source in sources[:3])
         raise CheckpointError(f"{names} … do not combine into {group.target}: {error}. Files may be missing.") from error
+    shapes = {name: shape for name, shape in made.items() if name in parameters}
     for name, shape in shapes.items():
-        if name in parameters and parameters[name].shape != shape:
+        if tuple(parameters[name].shape) != shape:
             raise CheckpointError(
-                f"{name} would have the shape {tuple(shape)} and the model needs {tuple(parameters[name].shape)}: "
+                f"{name} would have the shape {shape} and the model needs {tuple(parameters[name].shape)}: "
                 "config.json and the weights do not belong together, or a file is missing."
             )
-    stacked = _stack(group, parameters)
-    if stacked is not None:
-        return list(stacked)
-    sources = tuple(source for _, source in group.sources)
-    targets = tuple(name for name in shapes if name in parameters)
-    return [Conversion(sources, targets, lambda given: group.combine(given, model))]
+    return as_recipes(sources, shapes, lambda given: group.combine(given, model), None)
 
 
-def _stack(group: _Gathered, parameters: dict[str, torch.Tensor]) -> list[Copy] | None:
-    """Return plain copies where the converter only stacks experts, each of them the rows of one or two matrices."""
-    operations = group.converter.operations
-    stacks = bool(operations) and isinstance(operations[0], MergeModulelist) and operations[0].dim == 0
-    joins = len(operations) == 2 and isinstance(operations[1], Concatenate) and operations[1].dim == 1
-    if not stacks or not (joins or len(operations) == 1):
-        return None
-    patterns = list(dict.fromkeys(group.converter.source_patterns))
-    columns = {pattern: [source for found, source in group.sources if found == pattern] for pattern in patterns}
-    if len({len(column) for column in columns.values()}) != 1:
-        return None
-    start = 0
-    copies = []
-    for expert in zip(*columns.values(), strict=True):
-        for source in expert:
-            copies.append(Copy(source, group.target, start))
-            start += source.num_elements
-    return copies if start == parameters[group.target].numel() else None
-
-
-def _check_shape(copy: Copy, parameter: torch.Tensor) -> None:
-    source = copy.source
-    if source.shape != tuple(parameter.shape) and source.num_elements >= parameter.numel():
+def _check_shape(source: StoredTensor, parameter: torch.Tensor) -> None:
+    if source.shape != tuple(parameter.shape):
         raise CheckpointError(
             f"tensor {source.name} in {source.path.name} has the shape {source.shape} and the model needs "
             f"{tuple(parameter.shape)}: config.json and the weights do not belong together."

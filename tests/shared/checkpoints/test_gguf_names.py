@@ -24,6 +24,7 @@ from gguf_writing import CRAFTED, WRITABLE, read_raw, write_gguf
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from layermesh.shared.checkpoints import Checkpoint, decode, map_gguf, open_checkpoint
+from layermesh.shared.checkpoints.rows import find_row_moves
 from layermesh.shared.errors import CheckpointError
 
 TOKENS = [f"t{number}" for number in range(300)]
@@ -153,19 +154,20 @@ def test_plain_groups_are_the_ones_that_need_no_making(tmp_path):
 
 @pytest.mark.usefixtures("unpack_here")
 @pytest.mark.parametrize("model", ["llama", "qwen3moe", "phi3", "gpt2", "lfm2"])
-def test_rows_go_where_target_rows_says(tmp_path, model):
+def test_rows_go_where_the_moves_say(tmp_path, model):
     path = write_gguf(tmp_path / "tiny.gguf", *MODELS[model], ["F32"], TOKENS)
     checkpoint = open_checkpoint(path, tmp_path / "cache")
     without: set[str] = set()
     for group in map_gguf(checkpoint, meta_model(checkpoint)):
-        targets = group.target_rows()
-        if targets is None:
+        moves = find_row_moves(group.convert, group.source_shapes, dict(zip(group.targets, group.shapes, strict=True)))
+        if moves is None:
             without |= {group.targets[0].split(".", 3)[-1] for shape in group.shapes if len(shape) > 1}
             continue
         decoded = [torch.randn(shape) for shape in group.source_shapes]
         by_rows = torch.empty(group.shapes[0])
-        for source, rows in zip(decoded, targets, strict=True):
-            by_rows.view(-1, by_rows.shape[-1])[rows] = source.view(-1, source.shape[-1])
+        for move in moves:
+            source = decoded[move.source].view(-1, by_rows.shape[-1])
+            by_rows.view(-1, by_rows.shape[-1])[move.rows] = source[move.first : move.last]
         assert torch.equal(by_rows, group.combine(decoded)[group.targets[0]])
     transposed = {"attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight"}
     assert without == (transposed if model == "gpt2" else set())

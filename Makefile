@@ -1,0 +1,43 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt
+
+.PHONY: demo test lint architectures bench clean
+
+demo: $(VENV)/installed  ## stream an answer of the default model through a small memory budget
+	$(BIN)/layermesh generate "Explain in three sentences why the sky is blue." --host-memory 100MB --temperature 0
+
+test: $(VENV)/installed-dev  ## the tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-dev  ## formatting, style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+architectures: $(VENV)/installed-dev  ## every causal LM that transformers knows, against plain transformers
+	$(BIN)/python -m tests.architectures.table
+
+bench: $(VENV)/installed-dev  ## what the README and CHANGELOG claim, measured here; writes tests/benchmarks/results
+	$(BIN)/python -m tests.benchmarks.startup
+	$(BIN)/python -m tests.benchmarks.memory
+	$(BIN)/python -m tests.benchmarks.streaming
+
+clean:  ## remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/python-checked:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "layermesh needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Say make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/installed: $(VENV)/python-checked pyproject.toml deploy/constraints.txt
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/python-checked pyproject.toml deploy/constraints.txt
+	$(INSTALL) --editable '.[dev]'
+	@touch $@ $(VENV)/installed
