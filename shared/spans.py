@@ -35,5 +35,6 @@ class LayerSpan:
         """
         if not 1 <= num_stages <= num_layers:
             raise ValueError(f"{num_layers} layers cannot be divided among {num_stages} stages")
-        bounds = [-(-num_layers * stage // num_stages) for stage in range(num_stages + 1)]
+        length, num_longer = divmod(num_layers, num_stages)
+        bounds = [stage * length + min(stage, num_longer) for stage in range(num_stages + 1)]
         return tuple(cls(start, end) for start, end in zip(bounds, bounds[1:], strict=False))

@@ -1,6 +1,7 @@
 """Bytes, rates and durations as people write and read them."""
 
 import re
+from decimal import ROUND_CEILING, ROUND_HALF_EVEN, Decimal
 from typing import Final
 
 _FACTORS: Final = {
@@ -18,25 +19,25 @@ def parse_bytes(size: int | str) -> int:
     match = _SIZE.fullmatch(str(size))
     if match is None or match[2].upper() not in _FACTORS:
         raise ValueError(f"not an amount of memory: {size!r}; write it like 512MB, 4GB or 1.5GiB")
-    num_bytes = int(float(match[1]) * _FACTORS[match[2].upper()])
+    num_bytes = int(Decimal(match[1]) * _FACTORS[match[2].upper()])
     if num_bytes < 1:
         raise ValueError(f"an amount of memory must be at least one byte, not {size!r}")
     return num_bytes
 
 
 def format_bytes(num_bytes: float, *, round_up: bool = False) -> str:
-    """Return `num_bytes` in decimal units with three digits: "64.0MB", "1.24GB"; `parse_bytes` reads it back."""
-    value, unit = float(num_bytes), "B"
+    """Return `num_bytes` in decimal units with three digits: "64.0MB", "1.24GB"; `parse_bytes` reads it back.
+
+    With `round_up` that is never less than `num_bytes`.
+    """
+    value, unit = Decimal(num_bytes), "B"
     for larger in ("kB", "MB", "GB", "TB"):
-        if value < 999.5:
+        if value < Decimal("999.5"):
             break
         value, unit = value / 1000, larger
-    if unit == "B":
-        return f"{value:.0f}B"
-    decimals = 2 if value < 9.995 else 1 if value < 99.95 else 0
-    if round_up:
-        value += 0.5 * 10**-decimals * (1 - 1e-9)
-    return f"{value:.{decimals}f}{unit}"
+    decimals = 0 if unit == "B" or value >= Decimal("99.95") else 1 if value >= Decimal("9.995") else 2
+    rounded = value.quantize(Decimal(1).scaleb(-decimals), ROUND_CEILING if round_up else ROUND_HALF_EVEN)
+    return f"{rounded}{unit}"
 
 
 def format_seconds(seconds: float) -> str:
