@@ -49,7 +49,7 @@ def plan_residency(blocks: Sequence[Block], budget_bytes: int, working_bytes: in
 
     The set is fixed: a cyclic scan longer than a cache gives least-recently-used replacement no hits at all. The head goes
     first, since in pieces its product is rounded differently; then layers, spread evenly so that the disk never rests.
-    Raises BudgetError when not even one block and its look-ahead fit.
+    Raises BudgetError, with the least that would do, when not even one block and its look-ahead fit.
     """
     everything = Residency(tuple(blocks), frozenset(block.name for block in blocks), 0, 0, working_bytes)
     if everything.total_bytes <= budget_bytes:
@@ -58,14 +58,15 @@ def plan_residency(blocks: Sequence[Block], budget_bytes: int, working_bytes: in
     heads = [block for block in blocks if block.layer is None]
     num_slots = 1 + LOOK_AHEAD
     slot_bytes = max((block.loaded_bytes for block in layers), default=0)
-    left = budget_bytes - working_bytes - num_slots * slot_bytes
-    if heads and sum(block.loaded_bytes for block in heads) > left:
+    head_bytes = sum(block.loaded_bytes for block in heads)
+    with_head = working_bytes + num_slots * slot_bytes + head_bytes
+    if heads and with_head > budget_bytes:
         heads = [piece for block in heads for piece in split_head(block, slot_bytes)]
         slot_bytes = max(block.loaded_bytes for block in (*layers, *heads))
     ordered = (*layers, *heads)
     floor = Residency(ordered, frozenset(), num_slots, slot_bytes, working_bytes)
     if floor.total_bytes > budget_bytes:
-        raise BudgetError("the model", budget_bytes, floor.total_bytes)
+        raise BudgetError("the model", budget_bytes, min(everything.total_bytes, with_head, floor.total_bytes))
     return Residency(ordered, _choose(layers, heads, budget_bytes - floor.total_bytes), num_slots, slot_bytes, working_bytes)
 
 
