@@ -17,12 +17,8 @@ class Buffer:
 
     def __init__(self, num_bytes: int) -> None:
         self.num_bytes = num_bytes
-        self._memory = _map(max(num_bytes, 1))
-        self.bytes = torch.frombuffer(self._memory, dtype=torch.uint8)  # [num_bytes]
-
-    def view(self, start: int, num_bytes: int) -> memoryview:
-        """Return the bytes `[start, start + num_bytes)` for a file to be read into."""
-        return memoryview(self._memory)[start : start + num_bytes]
+        memory = _map(max(num_bytes, 1))
+        self.bytes = torch.frombuffer(memory, dtype=torch.uint8)  # [num_bytes]; it keeps the mapping
 
 
 def _map(num_bytes: int) -> mmap.mmap:

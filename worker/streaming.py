@@ -15,7 +15,7 @@ from layermesh.worker.placement import Placement
 
 @dataclass(slots=True)
 class _Present:
-    """A block that is in memory or on its way there."""
+    """A block in its buffer, or on its way there."""
 
     buffer: Buffer
     loading: Loading | None
@@ -35,6 +35,7 @@ class Streamer:
         self._loader = loader
         self._placement = placement
         self._present: dict[str, _Present] = {}
+        self._placed: dict[str, Mapping[str, torch.Tensor]] = {}  # of resident blocks, which need no buffer any more
         self._free = [Buffer(residency.slot_bytes) for _ in range(residency.num_slots)]
 
     @contextmanager
@@ -50,42 +51,55 @@ class Streamer:
 
     def close(self) -> None:
         """Stop reading and let go of all memory."""
-        for present in self._present.values():
-            if present.loading is not None:
-                present.loading.abandon()
-        self._present.clear()
+        for name in list(self._present):
+            self._forget(name)
+        self._placed.clear()
         self._free.clear()
 
     def _acquire(self, block: Block) -> Mapping[str, torch.Tensor]:
-        if block.name not in self._present:
+        if block.name not in self._present and block.name not in self._placed:
             self._make_room(block)
             self._start(block)
         self._look_ahead(block)
-        self._settle(block.name)
-        return self._placement.tensors(block, self._present[block.name].buffer, stays=block.name in self._resident)
+        return self._place(block)
 
-    def _release(self, block: Block) -> None:
-        if block.name in self._resident or block.name not in self._present:
-            return
-        present = self._present.pop(block.name)
-        if present.loading is not None:
-            present.loading.abandon()
-        self._free.append(present.buffer)
-        self._look_ahead(block)
-
-    def _settle(self, name: str) -> None:
-        """Wait until the block is in its buffer."""
-        present = self._present[name]
+    def _place(self, block: Block) -> Mapping[str, torch.Tensor]:
+        """Wait until the block is in its buffer and return its tensors; those of a resident one are made once."""
+        if block.name in self._placed:
+            return self._placed[block.name]
+        present = self._present[block.name]
         if present.loading is not None:
             present.loading.wait()
             present.loading = None
+        tensors = self._placement.tensors(block, present.buffer)
+        if block.name in self._resident:
+            self._placed[block.name] = tensors
+            del self._present[block.name]
+        return tensors
+
+    def _release(self, block: Block) -> None:
+        """Let go of the block: one that streams, or that could not be read and may be tried again."""
+        if block.name in self._present:
+            self._forget(block.name)
+        self._look_ahead(block)
+
+    def _forget(self, name: str) -> None:
+        """Give the buffer of a block to the next one, or back to the system if it was the block's own."""
+        present = self._present.pop(name)
+        if present.loading is not None:
+            present.loading.abandon()
+        if name not in self._resident:
+            self._free.append(present.buffer)
 
     def _look_ahead(self, block: Block) -> None:
-        """Start to read the blocks after `block` for which there is a buffer."""
+        """Start to read what comes after `block`: the next blocks, and for every free slot the next one that streams."""
         position = self._position[block.name]
-        for distance in range(1, min(LOOK_AHEAD + 1, len(self._blocks))):
+        for distance in range(1, len(self._blocks)):
+            if distance > LOOK_AHEAD and not self._free:
+                return
             following = self._blocks[(position + distance) % len(self._blocks)]
-            if following.name not in self._present and (following.name in self._resident or self._free):
+            there_is_room = distance <= LOOK_AHEAD if following.name in self._resident else bool(self._free)
+            if there_is_room and following.name not in self._present and following.name not in self._placed:
                 self._start(following)
 
     def _start(self, block: Block) -> None:
@@ -93,11 +107,6 @@ class Streamer:
         self._present[block.name] = _Present(buffer, self._loader.start(block, buffer))
 
     def _make_room(self, block: Block) -> None:
-        """Free a slot for a block that nobody foresaw, from a block that was read too early."""
-        if block.name in self._resident or self._free:
-            return
-        name = next(name for name in self._present if name not in self._resident)
-        present = self._present.pop(name)
-        if present.loading is not None:
-            present.loading.abandon()
-        self._free.append(present.buffer)
+        """Free a slot for a block that nobody foresaw, from the block that was read furthest ahead."""
+        if block.name not in self._resident and not self._free:
+            self._forget([name for name in self._present if name not in self._resident][-1])
