@@ -42,6 +42,8 @@ class Answering:
     def __init__(
         self, session: SessionId, prompt_ids: Sequence[int], sampler: SamplesTokens, limits: Limits, chunk_tokens: int
     ) -> None:
+        if not prompt_ids or chunk_tokens < 1:
+            raise ValueError(f"a prompt has tokens, which go in chunks of some: not {len(prompt_ids)} by {chunk_tokens}")
         self.session = session
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
@@ -61,7 +63,7 @@ class Answering:
         return Frame(self.session, 0, self._step, self._position, token_ids)
 
     def accept(self, frame: Frame, logits: Logits) -> int | None:
-        """Take the logits of `frame` and return the new token; None while the prompt goes on or when the answer ends."""
+        """Take the logits of `frame` and return the new token; None while the prompt goes on."""
         self._position = frame.position + len(frame.token_ids)
         self._step += 1
         if self._position < len(self._prompt_ids):

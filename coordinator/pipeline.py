@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from layermesh.shared.frames import Frame, Logits, SessionId
+from layermesh.shared.frames import Failure, Frame, Logits, Outcome, SessionId
 from layermesh.shared.spans import LayerSpan
 
 
@@ -19,8 +19,11 @@ class Hop(Protocol):
         """Make room for sequences of `num_tokens`, at most `num_new` of them at once; raises BudgetError."""
         ...
 
-    def forward(self, frames: Sequence[Frame]) -> list[Frame | Logits]:
-        """Run one sweep; the last hop answers with logits, the others with the frames for the next one."""
+    def forward(self, frames: Sequence[Frame]) -> list[Outcome]:
+        """Run one sweep; the last hop answers with logits, the others with the frames for the next one.
+
+        A frame whose session failed becomes a Failure, and only that one.
+        """
         ...
 
     def release(self, session: SessionId) -> None:
@@ -44,11 +47,26 @@ class Pipeline:
             hop.reserve(num_tokens, num_new)
 
     def sweep(self, frames: Sequence[Frame]) -> list[Logits]:
-        """Run `frames`, each of another session, through all layers and return their logits in order."""
-        passing: Sequence[Frame | Logits] = frames
+        """Run `frames`, each of another session, through all layers and return their logits in order.
+
+        Raises the first failure; `try_sweep` tells what became of each.
+        """
+        logits = []
+        for outcome in self.try_sweep(frames):
+            if isinstance(outcome, Failure):
+                raise outcome.error
+            logits.append(outcome)
+        return logits
+
+    def try_sweep(self, frames: Sequence[Frame]) -> list[Logits | Failure]:
+        """Run `frames`, each of another session, through all layers and return what became of each, in order."""
+        ended: dict[SessionId, Logits | Failure] = {}
+        passing: Sequence[Frame] = frames
         for hop in self._hops:
-            passing = hop.forward([frame for frame in passing if isinstance(frame, Frame)])
-        return [logits for logits in passing if isinstance(logits, Logits)]
+            outcomes = hop.forward(passing)
+            passing = [outcome for outcome in outcomes if isinstance(outcome, Frame)]
+            ended |= {outcome.session: outcome for outcome in outcomes if not isinstance(outcome, Frame)}
+        return [ended[frame.session] for frame in frames]
 
     def release(self, session: SessionId) -> None:
         """Forget a session on every hop."""

@@ -5,6 +5,8 @@ from typing import NewType
 
 import torch
 
+from layermesh.shared.errors import LayermeshError
+
 SessionId = NewType("SessionId", str)
 
 
@@ -60,3 +62,15 @@ class Logits:
     session: SessionId
     step: int
     scores: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a frame becomes whose session failed, by no fault of the others in the sweep; the stage has forgotten it."""
+
+    session: SessionId
+    step: int
+    error: LayermeshError
+
+
+Outcome = Frame | Logits | Failure

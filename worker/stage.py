@@ -6,9 +6,9 @@ from functools import partial
 import torch
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from layermesh.shared.errors import LayermeshError, ModelError
+from layermesh.shared.errors import LayermeshError, MeshError, ModelError
 from layermesh.shared.footprint import Footprint
-from layermesh.shared.frames import Frame, LayerOutput, Logits, SessionId
+from layermesh.shared.frames import Failure, Frame, LayerOutput, Logits, Outcome, SessionId
 from layermesh.shared.model.blocks import Block, BlockTable
 from layermesh.shared.model.definition import ModelDefinition
 from layermesh.shared.residency import Residency, plan_residency
@@ -23,7 +23,6 @@ from layermesh.worker.placement import DevicePlacement, HostPlacement
 from layermesh.worker.sessions import Session
 from layermesh.worker.streaming import Streamer
 from layermesh.worker.sweep import sweep
-
 
 Watcher = Callable[[Block], None]
 
@@ -55,7 +54,11 @@ class Stage:
         self._placement = HostPlacement() if device.type == "cpu" else DevicePlacement(device)
         self._sessions: dict[SessionId, Session] = {}
         self._streamer: Streamer | None = None
-        self._load_rest(table)
+        try:
+            self._load_rest(table)
+        except BaseException:
+            self.close()
+            raise
 
     def reserve(self, num_tokens: int, num_new: int) -> None:
         """Make room for sequences of `num_tokens` in all, of which at most `num_new` come at once.
@@ -74,22 +77,27 @@ class Stage:
         head = [block for block in residency.blocks if block.layer is None]
         self._doors.lead_to(by_layer, head)
 
-    def forward(self, frames: Sequence[Frame]) -> list[Frame | Logits]:
+    def forward(self, frames: Sequence[Frame]) -> list[Outcome]:
         """Run one sweep for `frames`, each of another session, and return what each becomes, in order.
 
-        A session begins with its first frame. Raises ModelError for what a model's own code raises.
+        A session begins with its first frame. One in which the model's own code fails becomes a Failure and leaves the others
+        as they are. Raises MeshError for a frame that does not continue its session, CheckpointError where a block cannot be
+        read; the sessions of a sweep that was interrupted are forgotten.
         """
         assert self.residency is not None, "reserve comes before forward"
         assert self._streamer is not None
-        for frame in frames:
-            if frame.position == 0 and frame.session not in self._sessions:
-                self._sessions[frame.session] = Session(frame.session, self._definition.model, self._device)
-        with torch.inference_mode():
-            forwards = [Forward(partial(self._run, frame), frame.hidden) for frame in frames]
-            sweep(forwards, self.residency.blocks, self._streamer, self._binder, self.watcher)
-            results = [self._finish(frame, forward) for frame, forward in zip(frames, forwards, strict=True)]
+        self._admit(frames)
+        try:
+            with torch.inference_mode():
+                forwards = [Forward(partial(self._run, frame), frame.hidden) for frame in frames]
+                sweep(forwards, self.residency.blocks, self._streamer, self._binder, self.watcher)
+                outcomes = [self._finish(frame, forward) for frame, forward in zip(frames, forwards, strict=True)]
+        except BaseException:  # they are somewhere between two tokens, from where they cannot go on
+            for frame in frames:
+                self.release(frame.session)
+            raise
         self._measure()
-        return results
+        return outcomes
 
     def release(self, session: SessionId) -> None:
         """Forget a session and its cache; one that was never opened is no error."""
@@ -121,24 +129,45 @@ class Stage:
                 )
         self._doors = Doors(self._definition, self.span)
 
+    def _admit(self, frames: Sequence[Frame]) -> None:
+        """Begin the sessions that are new, after a check that each frame comes when it should."""
+        if len({frame.session for frame in frames}) < len(frames):
+            raise MeshError("a sweep carries one frame of each session, and was given two of the same.")
+        for frame in frames:
+            position = self._sessions[frame.session].position if frame.session in self._sessions else 0
+            if frame.position != position:
+                raise MeshError(
+                    f"session {frame.session} is at position {position} here and was sent tokens for {frame.position}: "
+                    "a frame was lost or came twice. Start the session again."
+                )
+            if (frame.hidden is None) != (self.span.start == 0):
+                raise MeshError(f"layers {self.span} take hidden states from the stage before, and only from there.")
+        for frame in frames:
+            if frame.session not in self._sessions:
+                self._sessions[frame.session] = Session(frame.session, self._definition.model, self._device)
+
     def _run(self, frame: Frame) -> object:
         session = self._sessions[frame.session]
         return self._definition.model(**session.inputs(frame))
 
-    def _finish(self, frame: Frame, forward: Forward) -> Frame | Logits:
-        session = self._sessions[frame.session]
-        if isinstance(forward.error, LayermeshError):
-            raise forward.error
+    def _finish(self, frame: Frame, forward: Forward) -> Outcome:
         if forward.error is not None:
-            raise ModelError(
-                f"{type(self._definition.model).__name__} failed at token {frame.position}: {forward.error}"
-            ) from forward.error
+            self.release(frame.session)
+            return Failure(frame.session, frame.step, self._explain(frame, forward.error))
+        session = self._sessions[frame.session]
         ended = isinstance(forward.result, LayerOutput)
         session.finish(frame, CausalLMOutputWithPast(past_key_values=forward.cache) if ended else forward.result)
         session.hold_places(self.span, self._definition)
         if ended:
             return Frame(frame.session, frame.epoch, frame.step, frame.position, frame.token_ids, forward.result)
         return Logits(frame.session, frame.step, forward.result.logits[0, -1].float())
+
+    def _explain(self, frame: Frame, error: Exception) -> LayermeshError:
+        if isinstance(error, LayermeshError):
+            return error
+        ours = ModelError(f"{type(self._definition.model).__name__} failed at token {frame.position}: {error}")
+        ours.__cause__ = error
+        return ours
 
     def _measure(self) -> None:
         assert self.residency is not None
