@@ -34,7 +34,13 @@ class RowLookup:
             self._module._parameters["weight"] = self._absent
 
     def rows(self, token_ids: list[int]) -> torch.Tensor:
-        """Read rows of the table: `[len(token_ids), hidden]` on the device."""
+        """Read rows of the table: `[len(token_ids), hidden]` on the device.
+
+        Raises IndexError for an id that the table has no row for: what lies there in the file is something else.
+        """
+        num_rows = self._table.shape[0]
+        if outside := [token_id for token_id in token_ids if not 0 <= token_id < num_rows]:
+            raise IndexError(f"token id {outside[0]} is not one of the vocabulary's {num_rows}")
         rows = torch.empty(len(token_ids), self._table.shape[1], dtype=self._dtype)
         for row, token_id in zip(rows, token_ids, strict=True):
             self._loader.read(stored_rows(self._table, token_id, token_id + 1), row[None])
