@@ -123,7 +123,7 @@ def split_head(head: Block, max_bytes: int) -> tuple[Block, ...]:
     (tensor,), (recipe,) = head.tensors, head.recipes
     num_rows = tensor.shape[0]
     rows_each = max_bytes // (tensor.num_bytes // num_rows) // ALIGNMENT * ALIGNMENT
-    if isinstance(recipe, Conversion) or rows_each == 0:
+    if isinstance(recipe, Conversion) or recipe.rows is not None or rows_each == 0:
         return (head,)
     bounds = [*range(0, num_rows, rows_each), num_rows]
     return tuple(
@@ -223,7 +223,7 @@ class _Sorter:
         recipes = self.recipes_of[source]
         if "lookup" in places and places <= {"lookup", "head"} and len(recipes) == 1:
             recipe = recipes[0]
-            if isinstance(recipe, Copy):
+            if isinstance(recipe, Copy) and recipe.rows is None:
                 lookups.update({self.lookup_weights[name]: recipe.source for name in names if name in self.lookup_weights})
                 return tuple(places - {"lookup"})
         if len(places) == 1 and "lookup" not in places:
