@@ -1,6 +1,5 @@
 """`layermesh generate`: text to stdout as it is made, everything else to stderr."""
 
-import json
 import sys
 import time
 from typing import Any
@@ -9,7 +8,7 @@ from layermesh.coordinator.answer import Answer
 from layermesh.mesh import LayerMesh, Prompt
 from layermesh.shared.model.blocks import Block
 from layermesh.shared.units import format_bytes, format_seconds
-from layermesh.terminal import StatusLine, note
+from layermesh.terminal import StatusLine, harmless, note, print_json
 
 
 def print_answer(mesh: LayerMesh, prompt: Prompt, *, as_json: bool, quiet: bool, **settings: Any) -> None:
@@ -18,6 +17,7 @@ def print_answer(mesh: LayerMesh, prompt: Prompt, *, as_json: bool, quiet: bool,
     watcher = _Watcher(mesh, line)
     if not quiet:
         mesh.local.stage.watcher = watcher.block
+    shown = harmless if sys.stdout.isatty() else str
     ended = True
     try:
         stream = mesh.stream(prompt, **settings)
@@ -25,9 +25,10 @@ def print_answer(mesh: LayerMesh, prompt: Prompt, *, as_json: bool, quiet: bool,
             watcher.num_tokens += 1
             if token.text and not as_json:
                 line.clear()
-                sys.stdout.write(token.text)
-                sys.stdout.flush()
                 ended = token.text.endswith("\n")
+                sys.stdout.write(shown(token.text))
+                sys.stdout.flush()
+                line.follow(shown(token.text))
     finally:
         line.clear()
         if not ended:
@@ -35,9 +36,9 @@ def print_answer(mesh: LayerMesh, prompt: Prompt, *, as_json: bool, quiet: bool,
             sys.stdout.flush()
     assert stream.answer is not None
     if as_json:
-        print(json.dumps(stream.answer.to_dict(), ensure_ascii=False))  # noqa: T201
+        print_json(stream.answer.to_dict())
     if not quiet:
-        note(_summary(stream.answer))
+        note(_summary(stream.answer, mesh.local.definition.context_length))
 
 
 class _Watcher:
@@ -62,14 +63,20 @@ class _Watcher:
         )
 
 
-def _summary(answer: Answer) -> str:
+def _summary(answer: Answer, context_length: int | None) -> str:
     timings, stream, memory = answer.timings, answer.stream, answer.memory
-    parts = [f"{len(answer.token_ids)} tokens"]
+    num_tokens = len(answer.token_ids)
+    parts = [f"{num_tokens} token{'s' * (num_tokens != 1)}"]
+    if answer.finish_reason == "length":
+        full = answer.prompt_tokens + num_tokens == context_length
+        parts.append(f"cut off at the model's context of {context_length}" if full else "cut off at the limit")
     if timings.decode_tokens_per_second is not None:
         parts.append(f"{timings.decode_tokens_per_second:.2f} tok/s")
     parts.append(f"first after {format_seconds(timings.time_to_first_token_seconds)}")
     if stream.bytes_per_token:
-        parts.append(f"{format_bytes(stream.bytes_per_token)}/token at {format_bytes(stream.bytes_per_second)}/s from disk")
+        parts.append(
+            f"{format_bytes(stream.bytes_per_token)}/token at {format_bytes(stream.bytes_per_second)}/s from disk"
+        )
     budget = f" of {format_bytes(memory.host_budget_bytes)}" if memory.host_budget_bytes else ""
     parts.append(f"{format_bytes(memory.host_peak_bytes)}{budget} host memory")
     if memory.device_peak_bytes:

@@ -1,11 +1,10 @@
 """`layermesh ls`: the models on this machine."""
 
-import json
 from datetime import UTC, datetime
 
 from layermesh.shared.library import CATALOG, list_models
 from layermesh.shared.units import format_bytes
-from layermesh.terminal import note
+from layermesh.terminal import note, print_json
 
 
 def print_models(*, as_json: bool) -> None:
@@ -13,9 +12,10 @@ def print_models(*, as_json: bool) -> None:
     models = list_models()
     if as_json:
         rows = [
-            {"name": model.name, "origin": model.origin, "path": str(model.path), "bytes": model.num_bytes} for model in models
+            {"name": model.name, "origin": model.origin, "path": str(model.path), "bytes": model.num_bytes}
+            for model in models
         ]
-        print(json.dumps(rows))  # noqa: T201
+        print_json(rows)
         return
     for model in models:
         used = datetime.fromtimestamp(model.used, UTC).astimezone()

@@ -1,12 +1,12 @@
 """`layermesh plan`: what a model would take, before it runs."""
 
-import json
 from itertools import groupby
 
 from layermesh.local import LocalModel
 from layermesh.shared.model.blocks import Block
 from layermesh.shared.residency import Residency
 from layermesh.shared.units import format_bytes, format_seconds
+from layermesh.terminal import print_json
 
 
 def print_plan(local: LocalModel, *, as_json: bool) -> None:
@@ -16,21 +16,25 @@ def print_plan(local: LocalModel, *, as_json: bool) -> None:
     assert residency is not None
     if as_json:
         blocks = [_describe(block, residency) for block in residency.blocks]
-        print(json.dumps({"model": local.name, "blocks": blocks, **plan.to_dict()}))  # noqa: T201
+        print_json({"model": local.name, "blocks": blocks, **plan.to_dict()})
         return
     prediction = plan.prediction
     assert prediction is not None
     architecture = type(local.definition.model).__name__
     lines = [
-        f"{local.name}: {architecture}, {local.definition.num_layers} layers, "
-        f"computed in {str(local.dtype).removeprefix('torch.')} on {local.device}",
+        (
+            f"{local.name}: {architecture}, {local.definition.num_layers} layers, "
+            f"computed in {str(local.dtype).removeprefix('torch.')} on {local.device}"
+        ),
         "",
         f"{'block':<24}{'on disk':>10}{'in memory':>12}   where",
         *_rows(residency),
         "",
-        f"in memory  {format_bytes(residency.resident_bytes)} of blocks, "
-        f"{format_bytes(residency.num_slots * residency.slot_bytes)} to stream through, "
-        f"{format_bytes(residency.working_bytes)} for caches and the rest",
+        (
+            f"in memory  {format_bytes(residency.resident_bytes)} of blocks, "
+            f"{format_bytes(residency.num_slots * residency.slot_bytes)} to stream through, "
+            f"{format_bytes(residency.working_bytes)} for caches and the rest"
+        ),
         f"streamed   {format_bytes(residency.streamed_bytes)} from disk for every token",
         f"predicted  {format_seconds(prediction.seconds_per_token)} per token, limited by {prediction.bottleneck}",
     ]
