@@ -1,7 +1,10 @@
 """A model that this machine runs by itself: one stage of all its layers."""
 
-import json
+import re
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,8 @@ from layermesh.coordinator.pipeline import Pipeline
 from layermesh.coordinator.plan import Plan, StagePlan, predict
 from layermesh.coordinator.tokenizer import Tokenizer
 from layermesh.shared.checkpoints import Checkpoint, open_checkpoint
-from layermesh.shared.errors import BudgetError, UsageError
+from layermesh.shared.checkpoints.json_files import read_object
+from layermesh.shared.errors import BudgetError, CheckpointError, LayermeshError, UnsupportedModelError, UsageError
 from layermesh.shared.library import Progress, home, resolve
 from layermesh.shared.model.blocks import build_block_table
 from layermesh.shared.model.definition import define_model
@@ -27,13 +31,20 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 CHUNK_TOKENS = 512  # the most of a prompt that goes through the layers in one call
 SMALLEST_CHUNK = 16
 PLANNED_TOKENS = 1024  # the length of sequence that a plan makes room for when nobody says which
+LEAST_PLANNED_TOKENS = 128  # what that may shrink to where memory is short
+MOST_REPEATS = 1000  # layers or experts that a configuration may speak of where there are not even as many tensors
+
+_REPEATS = re.compile(r"(layer|expert)s?$|^depth$")  # names of settings that count modules
+_NOT_GENERATING = re.compile(
+    r"For(MaskedLM|PreTraining|SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice)$"
+)
 
 
 class LocalModel:
     """A model opened on this machine, within the memory it is allowed.
 
-    Budgets are in bytes or written like "4GB"; None takes most of what is free. Raises ModelError and its kin for a model
-    that cannot be run, ResourceError for a device that is not here, UsageError for values that make no sense.
+    Budgets are in bytes or written like "4GB"; None takes most of what is free. Raises ModelError and its kin for a
+    model that cannot be run, ResourceError for a device that is not here, UsageError for values that make no sense.
     """
 
     def __init__(
@@ -58,10 +69,12 @@ class LocalModel:
         self.notices = resolved.notices
         self.checkpoint = open_checkpoint(resolved.path, home() / "unpacked")
         self.dtype = _dtype(dtype) or pick_dtype(_stored_dtype(self.checkpoint), self.device)
-        self.definition = define_model(self.checkpoint.config_dir, self.dtype)
-        self.table = build_block_table(self.checkpoint, self.definition)
-        span = LayerSpan(0, self.definition.num_layers)
-        self.stage = Stage(self.definition, self.table, span, self.device, self._stage_budget())
+        _check_config(self.checkpoint, self.config)
+        with _blaming(self.checkpoint):
+            self.definition = define_model(self.checkpoint.config_dir, self.dtype)
+            self.table = build_block_table(self.checkpoint, self.definition)
+            span = LayerSpan(0, self.definition.num_layers)
+            self.stage = Stage(self.definition, self.table, span, self.device, self._stage_budget())
         self.pipeline = Pipeline([self.stage])
         self.load_seconds = time.monotonic() - began
 
@@ -84,8 +97,8 @@ class LocalModel:
     def reserve(self, num_tokens: int, num_prompt: int) -> int:
         """Make room for a sequence and return how many tokens of its prompt to run at once.
 
-        A long prompt goes in chunks, smaller ones where memory is short; families that keep a state take it whole. Raises
-        BudgetError with the least memory that would do.
+        A long prompt goes in chunks, smaller ones where memory is short; families that keep a state take it whole.
+        Raises BudgetError with the least memory that would do.
         """
         began = time.monotonic()
         chunk = min(CHUNK_TOKENS, num_prompt) if self.definition.takes_chunks else num_prompt
@@ -103,7 +116,7 @@ class LocalModel:
     def plan(self, *, measured: bool) -> Plan:
         """Return what stays in memory and what streams; `measured` also times a block, to predict the speed."""
         if self.stage.residency is None:
-            self.reserve(min(PLANNED_TOKENS, self.definition.context_length or PLANNED_TOKENS), CHUNK_TOKENS)
+            self._reserve_for_plan()
         assert self.stage.residency is not None
         prediction = None
         if measured:
@@ -115,6 +128,19 @@ class LocalModel:
         """Give everything back."""
         self.stage.close()
 
+    def _reserve_for_plan(self) -> None:
+        """Make room for as long a sequence as fits, from what is usual down to a short one."""
+        num_tokens = min(PLANNED_TOKENS, self.definition.context_length or PLANNED_TOKENS)
+        while True:
+            try:
+                self.reserve(num_tokens, min(CHUNK_TOKENS, num_tokens))
+            except BudgetError:
+                if num_tokens // 2 < LEAST_PLANNED_TOKENS:
+                    raise
+                num_tokens //= 2
+            else:
+                return
+
     def _stage_budget(self) -> int:
         if self.device.type != "cpu":
             return self.device_budget_bytes or free_memory(self.device)
@@ -124,9 +150,12 @@ class LocalModel:
 
 def _budget(size: int | str | None) -> int | None:
     try:
-        return None if size is None else parse_bytes(size)
-    except ValueError as error:
+        num_bytes = None if size is None else parse_bytes(size)
+    except (ValueError, ArithmeticError) as error:
         raise UsageError(f"{error}.") from error
+    if num_bytes is not None and num_bytes > sys.maxsize:
+        raise UsageError(f"no machine has {str(size)[:40]} of memory. Write it like 512MB, 4GB or 1.5GiB.")
+    return num_bytes
 
 
 def _dtype(name: str | None) -> torch.dtype | None:
@@ -144,4 +173,43 @@ def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype | None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return read_object(path) if path.is_file() else {}
+
+
+def _check_config(checkpoint: Checkpoint, config: dict[str, Any]) -> None:
+    """Refuse what transformers would take hours to build, or would build and let talk nonsense."""
+    most = max(MOST_REPEATS, len(checkpoint.tensors))
+    for name, value in _settings(config):
+        if _REPEATS.search(name) and isinstance(value, int) and value > most:
+            raise CheckpointError(
+                f"{checkpoint.path} has {len(checkpoint.tensors)} tensors and its config.json says {name} is "
+                f"{str(value)[:20]}: they do not belong together, or config.json is damaged. Fetch it again."
+            )
+    names = config.get("architectures")
+    if isinstance(names, list) and names and all(_NOT_GENERATING.search(str(name)) for name in names):
+        raise UnsupportedModelError(
+            f"{checkpoint.path} is a {names[0]}, which was not trained to write text. layermesh runs causal language "
+            "models: look for one of those (their architecture mostly ends in ForCausalLM)."
+        )
+
+
+def _settings(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        yield name, value
+        if isinstance(value, dict):
+            yield from _settings(value)
+
+
+@contextmanager
+def _blaming(checkpoint: Checkpoint) -> Iterator[None]:
+    """Put down to the checkpoint whatever transformers and torch raise while they build what it describes."""
+    try:
+        yield
+    except (LayermeshError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"no model can be built from {checkpoint.path}: its config.json says something that transformers does not "
+            f"understand ({type(error).__name__}: {said}). Fetch it again, or try another version of transformers."
+        ) from error

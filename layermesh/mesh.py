@@ -5,16 +5,17 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeGuard, cast
 
 from layermesh.coordinator.answer import Answer, Memory, StreamFigures, Timings, Token
+from layermesh.coordinator.chat import Message
 from layermesh.coordinator.generation import Answering, Limits, generate
 from layermesh.coordinator.sampling import Sampler, SamplingParams
 from layermesh.coordinator.stop_tokens import stop_token_ids
 from layermesh.coordinator.text_stream import TextStream
 from layermesh.coordinator.tokenizer import Tokenizer
 from layermesh.local import LocalModel
-from layermesh.shared.errors import BudgetError, UsageError
+from layermesh.shared.errors import BudgetError, CheckpointError, UsageError
 from layermesh.shared.frames import SessionId
 from layermesh.shared.library import DEFAULT_MODEL, Progress
 
@@ -47,10 +48,10 @@ class TokenStream:
 class LayerMesh:
     """A language model, run layer by layer within the memory it is allowed.
 
-    `model` is a Hugging Face folder, a GGUF file, a hub id or a pulled name. `device` is "cpu", "cuda" or "cuda:N" (None:
-    the best there is), budgets are bytes or text such as "4GB" (None: most of what is free), `dtype` is "float32",
-    "bfloat16" or "float16" (None: the checkpoint's own where the device does it well). Close it, or use it as a context
-    manager. Raises LayermeshError's children: ModelError, UsageError, ResourceError.
+    `model` is a Hugging Face folder, a GGUF file, a hub id or a pulled name. `device` is "cpu", "cuda" or "cuda:N"
+    (None: the best there is), budgets are bytes or text such as "4GB" (None: most of what is free), `dtype` is
+    "float32", "bfloat16" or "float16" (None: the checkpoint's own where the device does it well). Close it, or use it
+    as a context manager. Raises LayermeshError's children: ModelError, UsageError, ResourceError.
 
         with LayerMesh("Qwen/Qwen3-8B", host_memory="4GB") as mesh:
             print(mesh.generate("Why is the sky blue?").text)
@@ -68,6 +69,7 @@ class LayerMesh:
         offline: bool = False,
         progress: Progress | None = None,
     ) -> None:
+        self._closed = False
         self.local = LocalModel(
             str(model),
             device=device,
@@ -88,7 +90,8 @@ class LayerMesh:
         self.close()
 
     def close(self) -> None:
-        """Stop reading and give the memory back."""
+        """Stop reading and give the memory back; there are no answers any more."""
+        self._closed = True
         self.local.close()
 
     def generate(
@@ -109,8 +112,8 @@ class LayerMesh:
     ) -> Answer:
         """Answer `prompt`: a text, a conversation (`[{"role": ..., "content": ...}]`) or a list of token ids.
 
-        A text is put into the model's chat template, after `system`, unless `raw`. What is not given comes from the model's
-        generation_config.json; `temperature` 0 is greedy. It ends with a token or a string that means so, with
+        A text is put into the model's chat template, after `system`, unless `raw`. What is not given comes from the
+        model's generation_config.json; `temperature` 0 is greedy. It ends with a token or a string that means so, with
         `max_new_tokens` (512 unless given), or at the end of the model's context; `ignore_eos` goes on past the former.
         Raises UsageError for a prompt or values that make no sense, BudgetError where the memory does not suffice.
         """
@@ -151,22 +154,21 @@ class LayerMesh:
     ) -> TokenStream:
         """Answer as `generate` does, token by token: iterate over the result, then take its `answer`."""
         began = time.monotonic()
-        tokenizer = self._tokenizer(prompt, stop)
+        if self._closed:
+            raise UsageError(f"{self.local.name} is closed. Open it again with LayerMesh(...).")
+        stop = _stop_strings(stop)
+        tokenizer = self._tokenizer(prompt)
         prompt_ids = self._encode(prompt, tokenizer, system=system, raw=raw)
         limits = self._limits(len(prompt_ids), max_new_tokens, tokenizer, chat=not raw, ignore_eos=ignore_eos)
-        try:
-            params = SamplingParams.resolve(
-                self.local.generation_config,
-                temperature=temperature,
-                top_p=top_p,
-                top_k=top_k,
-                min_p=min_p,
-                repetition_penalty=repetition_penalty,
-                seed=seed,
-            )
-        except ValueError as error:
-            raise UsageError(f"{error}.") from error
-        text = TextStream(tokenizer, (stop,) if isinstance(stop, str) else stop)
+        params = self._params(
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        )
+        text = TextStream(tokenizer, stop)
         limits, chunk = self._reserve(len(prompt_ids), limits, flexible=max_new_tokens is None)
         session = SessionId(uuid.uuid4().hex)
         answering = Answering(session, prompt_ids, Sampler(params, prompt_ids), limits, chunk)
@@ -211,18 +213,34 @@ class LayerMesh:
             host_budget_bytes=local.host_budget_bytes,
         )
 
-    def _tokenizer(self, prompt: Prompt, stop: str | Sequence[str]) -> Tokenizer | None:
-        """The tokenizer where it is needed; a model may do without one when it is given token ids."""
-        if _is_ids(prompt) and not stop and self.local.checkpoint.tokenizer_dir is None:
+    def _params(self, **given: Any) -> SamplingParams:
+        """Put together what was given and what the model's generation_config.json says; each answers for its own."""
+        try:
+            SamplingParams.resolve({}, **given)
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"{error}.") from error
+        try:
+            return SamplingParams.resolve(self.local.generation_config, **given)
+        except (ValueError, TypeError) as error:
+            path = self.local.checkpoint.config_dir / "generation_config.json"
+            raise CheckpointError(f"{path} cannot be meant so: {error}. Correct or remove it.") from error
+
+    def _tokenizer(self, prompt: Prompt) -> Tokenizer | None:
+        """The tokenizer; a model may do without one when it is given token ids."""
+        if _is_ids(prompt) and self.local.checkpoint.tokenizer_dir is None:
             return None
         return self.local.tokenizer or Tokenizer.load(None, self.local.name)
 
     def _encode(self, prompt: Prompt, tokenizer: Tokenizer | None, *, system: str | None, raw: bool) -> list[int]:
         if _is_ids(prompt):
-            token_ids = [int(token_id) for token_id in prompt]
+            if system is not None:
+                raise UsageError("a system message goes with a text, not with token ids. Leave out --system.")
+            token_ids = list(prompt)
+        elif isinstance(prompt, str) and not prompt.strip() and not raw:
+            raise UsageError("the prompt is empty. Say something to the model.")
         else:
             assert tokenizer is not None
-            token_ids = tokenizer.encode(prompt, system=system, raw=raw)
+            token_ids = tokenizer.encode(cast("str | Sequence[Message]", prompt), system=system, raw=raw)
         if not token_ids:
             raise UsageError("the prompt is empty. Say something to the model.")
         vocab_size = self.local.definition.vocab_size
@@ -246,8 +264,8 @@ class LayerMesh:
     def _limits(
         self, num_prompt: int, max_new_tokens: int | None, tokenizer: Tokenizer | None, *, chat: bool, ignore_eos: bool
     ) -> Limits:
-        if max_new_tokens is not None and max_new_tokens < 1:
-            raise UsageError(f"an answer has at least one token, not {max_new_tokens}.")
+        if max_new_tokens is not None and not (_is_whole(max_new_tokens) and max_new_tokens >= 1):
+            raise UsageError(f"an answer has a whole number of tokens and at least one, not {max_new_tokens!r}.")
         room = self.local.definition.context_length
         wanted = max_new_tokens or DEFAULT_NEW_TOKENS
         if room is not None and num_prompt >= room:
@@ -301,5 +319,16 @@ class _Meter:
         )
 
 
-def _is_ids(prompt: Prompt) -> bool:
-    return not isinstance(prompt, str) and all(isinstance(item, int) and not isinstance(item, bool) for item in prompt)
+def _is_ids(prompt: Prompt) -> TypeGuard[Sequence[int]]:
+    return isinstance(prompt, Sequence) and not isinstance(prompt, str | bytes) and all(map(_is_whole, prompt))
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
+    strings = (stop,) if isinstance(stop, str) else tuple(stop)
+    if not all(isinstance(string, str) for string in strings):
+        raise UsageError(f"stop strings are text, not {stop!r}.")
+    return strings
