@@ -1,15 +1,19 @@
 """The command line. Heavy imports happen inside the command that needs them."""
 
+import errno
+import io
 import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from layermesh import __version__
 from layermesh.shared.errors import LayermeshError, UsageError
 from layermesh.terminal import DownloadLine, note
 
@@ -17,6 +21,9 @@ if TYPE_CHECKING:
     from layermesh.mesh import LayerMesh
 
 INTERRUPTED = 130
+OUT_OF_RESOURCES = 6
+
+_OUT_OF_MEMORY = "this machine ran out of memory. Give layermesh less of it: --host-memory 2GB."
 
 app = typer.Typer(
     name="layermesh",
@@ -28,6 +35,22 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"layermesh {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Run language models that are too big for any machine you own."""
+
+
 Model = Annotated[
     str | None,
     typer.Option(
@@ -37,10 +60,14 @@ Model = Annotated[
         help="A Hugging Face folder, a .gguf file, a hub id or a pulled name.  [default: smollm2-135m]",
     ),
 ]
-Device = Annotated[str | None, typer.Option(envvar="LAYERMESH_DEVICE", help="cpu, cuda or cuda:N.  [default: the best]")]
+Device = Annotated[
+    str | None, typer.Option(envvar="LAYERMESH_DEVICE", help="cpu, cuda or cuda:N.  [default: the best]")
+]
 DeviceMemory = Annotated[
     str | None,
-    typer.Option(envvar="LAYERMESH_DEVICE_MEMORY", help="Memory to use on the device, such as 4GB.  [default: most of it]"),
+    typer.Option(
+        envvar="LAYERMESH_DEVICE_MEMORY", help="Memory to use on the device, such as 4GB.  [default: most of it]"
+    ),
 ]
 HostMemory = Annotated[
     str | None,
@@ -51,7 +78,9 @@ Dtype = Annotated[
     typer.Option(envvar="LAYERMESH_DTYPE", help="float32, bfloat16 or float16.  [default: the checkpoint's own]"),
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
-Offline = Annotated[bool, typer.Option("--offline", envvar="LAYERMESH_OFFLINE", help="Use only what is on this machine.")]
+Offline = Annotated[
+    bool, typer.Option("--offline", envvar="LAYERMESH_OFFLINE", help="Use only what is on this machine.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", envvar="LAYERMESH_DEBUG", help="Show tracebacks.")]
 Alone = Annotated[bool, typer.Option("--alone", help="Look for no other machines.")]
@@ -62,26 +91,51 @@ def generate(
     prompt: Annotated[str | None, typer.Argument(help="What to say to the model; standard input if left out.")] = None,
     model: Model = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", "-n", help="Most tokens of the answer.  [default: 512]")
+        int | None,
+        typer.Option(
+            "--max-new-tokens",
+            "-n",
+            envvar="LAYERMESH_MAX_NEW_TOKENS",
+            help="Most tokens of the answer.  [default: 512]",
+        ),
     ] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token each time.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Sample from the likeliest tokens that make up this share.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Sample from this many of the likeliest tokens; 0 for all.")] = None,
-    min_p: Annotated[float | None, typer.Option(help="Drop tokens less likely than this share of the likeliest.")] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: repeat less.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End the answer before this text; may be given several times.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(envvar="LAYERMESH_TEMPERATURE", help="0 takes the likeliest token each time.")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(envvar="LAYERMESH_TOP_P", help="Sample from the likeliest tokens that make up this share."),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(envvar="LAYERMESH_TOP_K", help="Sample from this many of the likeliest tokens; 0 for all."),
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(envvar="LAYERMESH_MIN_P", help="Drop tokens less likely than this share of the likeliest."),
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(envvar="LAYERMESH_REPETITION_PENALTY", help="Above 1: repeat less.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(envvar="LAYERMESH_SEED", help="The same seed gives the same text.")
+    ] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End the answer before this text; may be given several times.")
+    ] = None,
     system: Annotated[str | None, typer.Option(help="What the model should know about its role.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it is, without the chat template.")] = False,
     prompt_ids: Annotated[str | None, typer.Option(help="Token ids instead of text, such as 5,6,7.")] = None,
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on to the limit, past the end of the text.")] = False,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Go on to the limit, past the end of the text.")
+    ] = False,
     device: Device = None,
     device_memory: DeviceMemory = None,
     host_memory: HostMemory = None,
     dtype: Dtype = None,
     revision: Revision = None,
     offline: Offline = False,
-    alone: Alone = False,
+    alone: Alone = False,  # noqa: ARG001 - there is nobody to look for yet
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the text and errors.")] = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -91,7 +145,7 @@ def generate(
         given = _prompt(prompt, prompt_ids)
         from layermesh.generating import print_answer
 
-        with _open(model, device, device_memory, host_memory, dtype, revision, offline) as mesh:
+        with _open(model, device, device_memory, host_memory, dtype, revision, offline, quiet=quiet) as mesh:
             print_answer(
                 mesh,
                 given,
@@ -120,7 +174,7 @@ def plan(
     dtype: Dtype = None,
     revision: Revision = None,
     offline: Offline = False,
-    alone: Alone = False,
+    alone: Alone = False,  # noqa: ARG001 - there is nobody to look for yet
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -169,8 +223,25 @@ def rm(name: Annotated[str, typer.Argument(help="A name that `layermesh ls` show
 
 def main() -> None:
     """Run the command line."""
+    _prepare_streams()
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # remarks of one library about another are not for the user's eyes
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     signal.signal(signal.SIGTERM, _interrupt)
-    app()
+    try:
+        app()
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback from the interpreter's own end
+
+
+def _prepare_streams() -> None:
+    """Stand in for streams that the caller has closed, and let no character fail that a stream cannot show."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in the order of their numbers
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - until the end
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 @contextmanager
@@ -182,21 +253,23 @@ def _open(
     dtype: str | None,
     revision: str | None,
     offline: bool,
+    *,
+    quiet: bool = False,
 ) -> Iterator["LayerMesh"]:
     from layermesh.mesh import LayerMesh
     from layermesh.shared.library import DEFAULT_MODEL
 
     with LayerMesh(
-        model or DEFAULT_MODEL,
+        DEFAULT_MODEL if model is None else model,
         device=device,
         device_memory=device_memory,
         host_memory=host_memory,
         dtype=dtype,
         revision=revision,
         offline=offline,
-        progress=DownloadLine(),
+        progress=None if quiet else DownloadLine(),
     ) as mesh:
-        for notice in mesh.local.notices:
+        for notice in () if quiet else mesh.local.notices:
             note(f"note: {notice}")
         yield mesh
 
@@ -206,17 +279,30 @@ def _reporting(debug: bool) -> Iterator[None]:
     """Turn whatever goes wrong into one message and the right exit code."""
     try:
         yield
+        sys.stdout.flush()  # what it cannot take should be known here
     except LayermeshError as error:
         _fail(str(error), error.exit_code, debug)
     except KeyboardInterrupt:
         _fail("interrupted", INTERRUPTED, debug)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains once more at its end
+        _abandon_stdout()
         raise typer.Exit(1) from None
     except MemoryError:
-        _fail("this machine ran out of memory. Give layermesh less of it: --host-memory 2GB.", 6, debug)
+        _fail(_OUT_OF_MEMORY, OUT_OF_RESOURCES, debug)
+    except OSError as error:
+        _abandon_stdout()
+        if error.errno == errno.ENOMEM:
+            _fail(_OUT_OF_MEMORY, OUT_OF_RESOURCES, debug)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        _fail(f"the system refused something: {error}.", OUT_OF_RESOURCES if full else 1, debug)
     except Exception as error:
         _fail(f"{type(error).__name__}: {error}. This is a fault in layermesh; --debug shows where.", 1, debug)
+
+
+def _abandon_stdout() -> None:
+    """Send what is still to be written nowhere: the interpreter would complain about it once more at its end."""
+    with suppress(OSError, ValueError):  # a stream without a number of its own
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, exit_code: int, debug: bool) -> NoReturn:
@@ -234,7 +320,9 @@ def _prompt(text: str | None, ids: str | None) -> Any:
         try:
             return [int(token_id) for token_id in ids.split(",")]
         except ValueError as error:
-            raise UsageError(f"--prompt-ids takes numbers with commas between them, such as 5,6,7, not {ids!r}.") from error
+            raise UsageError(
+                f"--prompt-ids takes numbers with commas between them, such as 5,6,7, not {ids!r}."
+            ) from error
     if text is not None and text != "-":
         return text
     if text is None and sys.stdin.isatty():
