@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin, DummyLayer, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
 
 from layermesh.shared.model.definition import ModelDefinition
 from layermesh.shared.spans import LayerSpan
@@ -29,8 +29,6 @@ def fill_placeholders(cache: Cache, span: LayerSpan, definition: ModelDefinition
 
 
 def _fill(layer: Any, position: int) -> None:
-    if isinstance(layer, DummyLayer):
-        return
     if isinstance(layer, LinearAttentionCacheLayerMixin):
         layer.has_previous_state = dict.fromkeys(layer.has_previous_state, True)
     if isinstance(layer, CacheLayerMixin) and layer.get_seq_length() < position:

@@ -1,0 +1,26 @@
+import sys
+
+import pytest
+import torch
+
+from tests.benchmarks.memory import measure
+from tests.benchmarks.models import build_llama
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the peak is read with wait4")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return build_llama(tmp_path_factory.mktemp("tiny") / "tiny", hidden=64, layers=2, vocab=512)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "budget", "num_prompt"),
+    [(torch.float32, "60MB", 12), (torch.float32, "90MB", 300), (torch.bfloat16, "60MB", 300)],
+    ids=["float32, short prompt", "float32, long prompt", "bfloat16, long prompt"],
+)
+def test_a_run_takes_no_more_than_its_budget_seen_from_outside(tmp_path, tiny, dtype, budget, num_prompt):
+    model = build_llama(tmp_path / "model", hidden=512, layers=12, vocab=16000, dtype=dtype)
+    found = measure(model, tiny, budget, num_prompt)
+    assert found.streamed_bytes > 0
+    assert found.taken_bytes <= found.budget_bytes
