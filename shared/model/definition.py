@@ -80,8 +80,8 @@ def read_config(config_dir: Path) -> Any:
             config = AutoConfig.from_pretrained(config_dir, trust_remote_code=False)
     except (KeyError, ValueError) as error:
         raise UnsupportedModelError(_unknown(config_dir, error)) from error
-    except (OSError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{config_dir / 'config.json'} cannot be read: {error}") from error
+    except Exception as error:  # any code of any family, given values it may not expect
+        raise CheckpointError(f"{config_dir / 'config.json'} cannot be used: {_one_line(error)}") from error
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise UnsupportedModelError(
             f"{config_dir.name} is a {config.model_type!r} model, which does not generate text. "
@@ -104,8 +104,8 @@ def define_model(config_dir: Path, dtype: torch.dtype) -> ModelDefinition:
     try:
         with _quiet(), torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-    except (ImportError, ValueError, TypeError, AttributeError, KeyError, RuntimeError, ZeroDivisionError) as error:
-        raise UnsupportedModelError(f"transformers cannot build the model in {config_dir}: {error}") from error
+    except Exception as error:  # any code of any family, given values it may not expect
+        raise UnsupportedModelError(f"transformers cannot build the model in {config_dir}: {_one_line(error)}") from error
     model.eval()
     layers_path, layers = _find_layers(model)
     towers = _find_towers(model)
@@ -204,6 +204,10 @@ def _quantisation(config: Any) -> str:
     quantisation = config.quantization_config
     method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
     return str(method or type(quantisation).__name__)
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _unknown(config_dir: Path, error: Exception) -> str:
