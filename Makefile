@@ -15,7 +15,7 @@ lint: $(VENV)/installed-dev  ## formatting, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 architectures: $(VENV)/installed-dev  ## every causal LM that transformers knows, against plain transformers
 	$(BIN)/python -m tests.architectures.table

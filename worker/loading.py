@@ -123,4 +123,4 @@ def _row_ranges(matrix: StoredTensor, max_bytes: int) -> Iterator[tuple[int, int
 
 
 def _memory(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    return tensor.view(-1).view(torch.uint8).numpy().data

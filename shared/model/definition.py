@@ -189,7 +189,8 @@ def _find_head(model: Any) -> str | None:
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear:
         return None
-    return next(name for name, module in model.named_modules() if module is head)
+    names: dict[Any, str] = {module: name for name, module in model.named_modules()}
+    return names[head]
 
 
 def _num_elements(module: nn.Module) -> int:

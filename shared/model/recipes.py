@@ -60,7 +60,7 @@ class _Gathered:
     sources: list[tuple[str, StoredTensor]]
 
     def combine(self, tensors: Sequence[torch.Tensor], model: Any) -> dict[str, torch.Tensor]:
-        converter = deepcopy(self.converter)
+        converter: Any = deepcopy(self.converter)
         for (pattern, source), tensor in zip(self.sources, tensors, strict=True):
             converter.add_tensor(self.target, source.name, pattern, tensor)
         converted = converter.convert(self.target, model=model, config=model.config)
