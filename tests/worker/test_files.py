@@ -63,7 +63,9 @@ def test_a_file_that_ends_too_early_is_named_with_the_place(reader, path):
     assert reader.num_bytes == 0
 
 
-@pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: (path.unlink(), path.mkdir())], ids=["gone", "a folder"])
+@pytest.mark.parametrize(
+    "spoil", [lambda path: path.unlink(), lambda path: (path.unlink(), path.mkdir())], ids=["gone", "a folder"]
+)
 def test_a_file_that_cannot_be_read_is_an_error_of_ours(reader, path, spoil):
     spoil(path)
     with pytest.raises(CheckpointError, match=r"weights cannot be read: [A-Z].*disk"):

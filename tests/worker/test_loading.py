@@ -44,7 +44,15 @@ def block_of(path: Path, dtype: torch.dtype) -> Block:
     return Block("all", 0, tuple(tensors), tuple(Copy(source, name) for name, source in stored.items()))
 
 
-SHAPES = {"matrix": (130, 70), "vector": (1_000_003,), "one": (1,), "scalar": (), "empty": (0, 5), "cube": (3, 5, 7), "wide": (3, 400_000)}
+SHAPES = {
+    "matrix": (130, 70),
+    "vector": (1_000_003,),
+    "one": (1,),
+    "scalar": (),
+    "empty": (0, 5),
+    "cube": (3, 5, 7),
+    "wide": (3, 400_000),
+}
 
 
 @pytest.mark.parametrize("computed", DTYPES, ids=str)
@@ -72,7 +80,9 @@ def test_pieces_of_any_size_make_the_same_block(loader, tmp_path, monkeypatch, n
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("model_type", ["llama", "mixtral", "deepseek_v3", "olmo_hybrid", "longcat_flash", "qwen3_next", "falcon_mamba"])
+@pytest.mark.parametrize(
+    "model_type", ["llama", "mixtral", "deepseek_v3", "olmo_hybrid", "longcat_flash", "qwen3_next", "falcon_mamba"]
+)
 def test_blocks_of_a_model_are_what_transformers_loads(loader, tiny, model_type, dtype):
     expected = AutoModelForCausalLM.from_pretrained(tiny(model_type), dtype=dtype).state_dict()
     _, table = open_model(tiny(model_type), dtype)
