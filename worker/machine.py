@@ -74,7 +74,18 @@ def _cgroup_rooms() -> list[int]:
     rooms = [sys.maxsize]
     for limit, usage in _CGROUP_FILES:
         try:
-            rooms.append(int(limit.read_text()) - int(usage.read_text()))
+            room = int(limit.read_text()) - int(usage.read_text())
         except (OSError, ValueError):  # no such cgroup, or "max"
             continue
+        rooms.append(room + _cached_bytes(usage.with_name("memory.stat")))
     return rooms
+
+
+def _cached_bytes(stat: Path) -> int:
+    """Bytes of cached files that count as used in a cgroup and make room for whoever needs it."""
+    try:
+        counts = dict(line.split() for line in stat.read_text().splitlines())
+    except (OSError, ValueError):
+        return 0
+    totals = {name.removeprefix("total_"): int(number) for name, number in sorted(counts.items())}  # v1 has both
+    return totals.get("inactive_file", 0) + totals.get("active_file", 0)
