@@ -31,7 +31,7 @@ class Forward(greenlet):
     """One session's forward, paused wherever it needs a block that may not be there.
 
     `wanted` is the block it waits for, None once it has ended; then `result` is what it returned (the model's outputs, or a
-    LayerOutput where the stage ends before the model does) or `error` what it raised. `cache` is the one its layers were
+    LayerOutput where the stage ends before the model does) or `failure` what it raised. `cache` is the one its layers were
     handed, which some families make in the middle of their first call.
     """
 
@@ -44,7 +44,7 @@ class Forward(greenlet):
         self.cache: Cache | None = None
         self.wanted: Block | None = None
         self.result: Any = None
-        self.error: Exception | None = None
+        self.failure: Exception | None = None
 
     def advance(self) -> None:
         """Run up to the next door or to the end."""
@@ -62,7 +62,7 @@ class Forward(greenlet):
         except StageEnd as end:
             self.result = end.output
         except Exception as error:
-            self.error = error
+            self.failure = error
 
 
 class Doors:
@@ -75,7 +75,7 @@ class Doors:
         self._head: Sequence[Block] = ()
         self._forwards: list[Any] = [layer.forward for layer in definition.layers]
         for index, layer in enumerate(definition.layers):
-            layer.forward = partial(self._pass_layer, index)  # type: ignore[method-assign]
+            layer.forward = partial(self._pass_layer, index)
         if definition.head is not None and span.end == definition.num_layers:
             self._projection: Any = definition.model.get_submodule(definition.head)
             self._project = self._projection.forward

@@ -22,7 +22,7 @@ class RowLookup:
         self._absent = nn.Parameter(_absent(self._table.shape, self._dtype, device), requires_grad=False)
         module.padding_idx = None  # means nothing without gradients, and would not fit the few rows
         module._parameters["weight"] = self._absent
-        module.forward = self  # type: ignore[method-assign]
+        module.forward = self  # type: ignore[method-assign, assignment]
 
     def __call__(self, token_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Return the module's output for `token_ids`, of any shape."""

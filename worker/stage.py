@@ -151,9 +151,9 @@ class Stage:
         return self._definition.model(**session.inputs(frame))
 
     def _finish(self, frame: Frame, forward: Forward) -> Outcome:
-        if forward.error is not None:
+        if forward.failure is not None:
             self.release(frame.session)
-            return Failure(frame.session, frame.step, self._explain(frame, forward.error))
+            return Failure(frame.session, frame.step, self._explain(frame, forward.failure))
         session = self._sessions[frame.session]
         ended = isinstance(forward.result, LayerOutput)
         session.finish(frame, CausalLMOutputWithPast(past_key_values=forward.cache) if ended else forward.result)

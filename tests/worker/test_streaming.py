@@ -18,7 +18,7 @@ from layermesh.shared.model.recipes import Copy
 from layermesh.shared.residency import Residency, plan_residency
 from layermesh.worker import buffers
 from layermesh.worker.files import FileReader
-from layermesh.worker.loading import BlockLoader
+from layermesh.worker.loading import NUM_READERS, BlockLoader
 from layermesh.worker.placement import DevicePlacement, HostPlacement
 from layermesh.worker.streaming import Streamer
 from tests.running import num_descriptors, wait_until
@@ -163,24 +163,35 @@ def test_the_steady_state_uses_the_same_memory_again(streaming, num_resident):
 
 def test_fifty_sweeps_leave_no_memory_threads_or_descriptors_behind(streaming):
     stream = streaming(2)
-    for _ in range(3):
-        stream.sweep()
-    stream.settle()
-    gc.collect()
+    start_all_readers(stream.loader)
     tracemalloc.start()
-    stream.sweep()
-    stream.settle()
-    process = psutil.Process()
-    before = tracemalloc.get_traced_memory()[0], threading.active_count(), num_descriptors(), process.memory_info().rss
+    for _ in range(5):
+        stream.sweep()
+    before = footprint(stream)
     for _ in range(50):
         stream.sweep()
-        stream.files.offsets.clear()
-    stream.settle()
-    after = tracemalloc.get_traced_memory()[0], threading.active_count(), num_descriptors(), process.memory_info().rss
+    after = footprint(stream)
     tracemalloc.stop()
-    assert after[0] - before[0] < 10_000
-    assert after[1:3] == before[1:3]
-    assert after[3] - before[3] < 2 << 20
+    assert after["threads and descriptors"] == before["threads and descriptors"]
+    assert after["traced"] - before["traced"] < 10_000
+    assert after["resident"] - before["resident"] < 2 << 20
+
+
+def start_all_readers(loader: BlockLoader) -> None:
+    barrier = threading.Barrier(NUM_READERS)
+    for waiting in [loader._readers.submit(barrier.wait, 10) for _ in range(NUM_READERS)]:
+        waiting.result()
+
+
+def footprint(stream: Streaming) -> dict[str, object]:
+    stream.settle()
+    stream.files.offsets.clear()
+    gc.collect()
+    return {
+        "threads and descriptors": (threading.active_count(), num_descriptors()),
+        "traced": tracemalloc.get_traced_memory()[0],
+        "resident": psutil.Process().memory_info().rss,
+    }
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -29,7 +29,7 @@ class Stream:
 
 class Unbound:
     @contextmanager
-    def bound(self, block, tensors):
+    def bound(self, *_block_and_tensors):
         yield
 
 
@@ -71,7 +71,7 @@ def test_a_forward_that_fails_leaves_its_error_and_the_others_alone():
     forwards = [walk(range(5), log, "a"), walk(range(5), log, "b", ValueError("made up"), at=2), walk(range(5), log, "c")]
     sweep(forwards, BLOCKS, Stream(), Unbound())
     assert [forward.result for forward in forwards] == ["a", None, "c"]
-    assert [repr(forward.error) for forward in forwards] == ["None", "ValueError('made up')", "None"]
+    assert [repr(forward.failure) for forward in forwards] == ["None", "ValueError('made up')", "None"]
 
 
 @pytest.mark.parametrize("where", ["in a forward", "in the stream", "in the watcher"])
