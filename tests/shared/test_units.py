@@ -44,9 +44,7 @@ def test_sizes_as_people_write_them(written, num_bytes):
     assert parse_bytes(written) == num_bytes
 
 
-@pytest.mark.parametrize(
-    "written", ["", "GB", "-1GB", "1e9", "1,5GB", "4 G B", "1PB", "0", "0.1B", "1iB", "nan", None, "1.GB"]
-)
+@pytest.mark.parametrize("written", ["", "GB", "-1GB", "1e9", "1,5GB", "4 G B", "1PB", "0", "0.1B", "1iB", "nan", None, "1.GB"])
 def test_what_is_no_size_is_refused_and_named(written):
     with pytest.raises(ValueError, match="memory"):
         parse_bytes(written)

@@ -58,7 +58,7 @@ def test_pieces_of_a_head_cover_its_rows_in_order_and_lie_where_they_should(num_
 def test_a_head_that_is_converted_or_has_huge_rows_stays_whole():
     whole = head(100, 100)
     (copy,) = whole.recipes
-    converted = Block("head", None, whole.tensors, (Conversion((copy.source,), ("head",), lambda given: {}),))
+    converted = Block("head", None, whole.tensors, (Conversion((copy.source,), ("head",), dict),))
     scattered = Block("head", None, whole.tensors, (Copy(copy.source, "head", rows=torch.arange(100)),))
     assert split_head(converted, 30_000) == (converted,)
     assert split_head(scattered, 30_000) == (scattered,)
@@ -92,9 +92,7 @@ def test_blocks_hold_the_bytes_of_their_layers(tiny):
         of_layer = [tensor.nbytes for name, tensor in stored.items() if name.startswith(f"model.layers.{block.layer}.")]
         assert block.stored_bytes == sum(of_layer)
     assert table.head.stored_bytes == stored["lm_head.weight"].nbytes
-    assert {path: table.lookups[path].name for path in table.lookups} == {
-        "model.embed_tokens": "model.embed_tokens.weight"
-    }
+    assert {path: table.lookups[path].name for path in table.lookups} == {"model.embed_tokens": "model.embed_tokens.weight"}
 
 
 @pytest.fixture

@@ -20,8 +20,7 @@ def test_computed_buffers_are_those_of_a_loaded_model(tiny, model_type):
     ours = define_model(tiny(model_type), torch.float32).model
     compute_buffers(ours, frozenset())
     theirs = AutoModelForCausalLM.from_pretrained(tiny(model_type))
-    expected = {name: buffer for name, buffer in theirs.named_non_persistent_buffers()}
-    found = {name: buffer for name, buffer in ours.named_non_persistent_buffers()}
+    expected, found = dict(theirs.named_non_persistent_buffers()), dict(ours.named_non_persistent_buffers())
     assert found.keys() == expected.keys()
     for name, buffer in expected.items():
         assert torch.equal(found[name], buffer), name

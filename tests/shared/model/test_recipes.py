@@ -38,9 +38,7 @@ def carried_out(recipe, stored, parameters):
 def test_recipes_make_what_transformers_loads(tiny, model_type):
     expected = AutoModelForCausalLM.from_pretrained(tiny(model_type)).state_dict()
     stored = load_file(tiny(model_type) / "model.safetensors")
-    found = {
-        name: torch.full_like(tensor, float("nan")) for name, tensor in expected.items() if tensor.is_floating_point()
-    }
+    found = {name: torch.full_like(tensor, float("nan")) for name, tensor in expected.items() if tensor.is_floating_point()}
     for recipe in recipes_for(tiny(model_type)):
         if all(name in found for name in getattr(recipe, "targets", None) or (recipe.target,)):
             carried_out(recipe, stored, found)
