@@ -1,6 +1,7 @@
 """The command line. Heavy imports happen inside the command that needs them."""
 
 import errno
+import gc
 import io
 import os
 import signal
@@ -15,7 +16,7 @@ import typer
 
 from layermesh import __version__
 from layermesh.shared.errors import LayermeshError, UsageError
-from layermesh.terminal import DownloadLine, note
+from layermesh.terminal import DownloadLine, note, restart_line
 
 if TYPE_CHECKING:
     from layermesh.mesh import LayerMesh
@@ -60,14 +61,10 @@ Model = Annotated[
         help="A Hugging Face folder, a .gguf file, a hub id or a pulled name.  [default: smollm2-135m]",
     ),
 ]
-Device = Annotated[
-    str | None, typer.Option(envvar="LAYERMESH_DEVICE", help="cpu, cuda or cuda:N.  [default: the best]")
-]
+Device = Annotated[str | None, typer.Option(envvar="LAYERMESH_DEVICE", help="cpu, cuda or cuda:N.  [default: the best]")]
 DeviceMemory = Annotated[
     str | None,
-    typer.Option(
-        envvar="LAYERMESH_DEVICE_MEMORY", help="Memory to use on the device, such as 4GB.  [default: most of it]"
-    ),
+    typer.Option(envvar="LAYERMESH_DEVICE_MEMORY", help="Memory to use on the device, such as 4GB.  [default: most of it]"),
 ]
 HostMemory = Annotated[
     str | None,
@@ -78,9 +75,7 @@ Dtype = Annotated[
     typer.Option(envvar="LAYERMESH_DTYPE", help="float32, bfloat16 or float16.  [default: the checkpoint's own]"),
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
-Offline = Annotated[
-    bool, typer.Option("--offline", envvar="LAYERMESH_OFFLINE", help="Use only what is on this machine.")
-]
+Offline = Annotated[bool, typer.Option("--offline", envvar="LAYERMESH_OFFLINE", help="Use only what is on this machine.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", envvar="LAYERMESH_DEBUG", help="Show tracebacks.")]
 Alone = Annotated[bool, typer.Option("--alone", help="Look for no other machines.")]
@@ -117,18 +112,12 @@ def generate(
     repetition_penalty: Annotated[
         float | None, typer.Option(envvar="LAYERMESH_REPETITION_PENALTY", help="Above 1: repeat less.")
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(envvar="LAYERMESH_SEED", help="The same seed gives the same text.")
-    ] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="End the answer before this text; may be given several times.")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(envvar="LAYERMESH_SEED", help="The same seed gives the same text.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End the answer before this text; may be given several times.")] = None,
     system: Annotated[str | None, typer.Option(help="What the model should know about its role.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it is, without the chat template.")] = False,
     prompt_ids: Annotated[str | None, typer.Option(help="Token ids instead of text, such as 5,6,7.")] = None,
-    ignore_eos: Annotated[
-        bool, typer.Option("--ignore-eos", help="Go on to the limit, past the end of the text.")
-    ] = False,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on to the limit, past the end of the text.")] = False,
     device: Device = None,
     device_memory: DeviceMemory = None,
     host_memory: HostMemory = None,
@@ -232,6 +221,8 @@ def main() -> None:
         app()
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback from the interpreter's own end
+        gc.freeze()  # nor a second spent on looking for garbage in torch and transformers
+        gc.disable()
 
 
 def _prepare_streams() -> None:
@@ -283,6 +274,7 @@ def _reporting(debug: bool) -> Iterator[None]:
     except LayermeshError as error:
         _fail(str(error), error.exit_code, debug)
     except KeyboardInterrupt:
+        restart_line()
         _fail("interrupted", INTERRUPTED, debug)
     except BrokenPipeError:
         _abandon_stdout()
@@ -320,9 +312,7 @@ def _prompt(text: str | None, ids: str | None) -> Any:
         try:
             return [int(token_id) for token_id in ids.split(",")]
         except ValueError as error:
-            raise UsageError(
-                f"--prompt-ids takes numbers with commas between them, such as 5,6,7, not {ids!r}."
-            ) from error
+            raise UsageError(f"--prompt-ids takes numbers with commas between them, such as 5,6,7, not {ids!r}.") from error
     if text is not None and text != "-":
         return text
     if text is None and sys.stdin.isatty():

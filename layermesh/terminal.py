@@ -94,6 +94,12 @@ class DownloadLine:
         self._shown_at = 0.0
 
 
+def restart_line() -> None:
+    """Go back to the beginning of the line, over the ^C that a terminal shows there."""
+    if _is_terminal(sys.stderr):
+        sys.stderr.write("\r")
+
+
 def note(text: str) -> None:
     """Write a line for the user's eyes to stderr."""
     sys.stderr.write(f"{text}\n")
