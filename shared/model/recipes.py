@@ -7,7 +7,7 @@ other way round; transformers knows each family's conversion, and its own operat
 import re
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,13 +26,15 @@ class Copy:
     """One stored tensor, decoded into a part of a parameter.
 
     The part is contiguous and begins `start` elements in, or, where `rows` is given (int64 `[source rows]`), made of those
-    rows of the parameter.
+    rows of the parameter. `source` is the tensor with that `number` among those its conversion takes, from its row `first` on.
     """
 
     source: StoredTensor
     target: str
     start: int = 0
     rows: torch.Tensor | None = field(default=None, compare=False)
+    number: int = 0
+    first: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,11 @@ class _Gathered:
     converter: WeightConverter
     target: str
     sources: list[tuple[str, StoredTensor]]
+
+    def likeness(self, parameters: Mapping[str, torch.Tensor]) -> object:
+        """What groups have in common that are converted in the same way."""
+        shapes = tuple((pattern, source.shape) for pattern, source in self.sources)
+        return id(self.converter), shapes, parameters[self.target].shape
 
     def combine(self, tensors: Sequence[torch.Tensor], model: Any) -> dict[str, torch.Tensor]:
         converter: Any = deepcopy(self.converter)
@@ -92,8 +99,16 @@ def find_recipes(tensors: dict[str, StoredTensor], model: Any) -> list[Recipe]:
         else:
             group = gathered.setdefault(target, _Gathered(by_pattern[pattern], target, []))
             group.sources.append((pattern, tensors[name]))
+    alike: dict[object, list[Recipe]] = {}  # layers are built alike, and an expert model has thousands of tensors
     for group in gathered.values():
-        recipes += _convert(group, model, parameters)
+        likeness = group.likeness(parameters)
+        if likeness in alike:
+            recipes += [_transfer(recipe, group) for recipe in alike[likeness] if isinstance(recipe, Copy)]
+            continue
+        converted = _convert(group, model, parameters)
+        recipes += converted
+        if all(isinstance(recipe, Copy) and recipe.target == group.target for recipe in converted):
+            alike[likeness] = converted
     return recipes
 
 
@@ -109,9 +124,17 @@ def as_recipes(
 
 def _copy(move: RowMove, source: StoredTensor) -> Copy:
     part = stored_rows(as_matrix(source), move.first, move.last)
-    if move.start is None:
-        return Copy(part, move.target, rows=move.rows)
-    return Copy(part, move.target, start=move.start * part.shape[1])
+    begin = move.start
+    if begin is None:
+        return Copy(part, move.target, rows=move.rows, number=move.source, first=move.first)
+    return Copy(part, move.target, begin * part.shape[1], number=move.source, first=move.first)
+
+
+def _transfer(recipe: Copy, group: _Gathered) -> Copy:
+    """Return for `group` the copy that `recipe` is for one like it."""
+    source = group.sources[recipe.number][1]
+    part = stored_rows(as_matrix(source), recipe.first, recipe.first + recipe.source.shape[0])
+    return replace(recipe, source=part, target=group.target)
 
 
 def _convert(group: _Gathered, model: Any, parameters: dict[str, torch.Tensor]) -> list[Recipe]:
