@@ -28,9 +28,7 @@ def check_messages(messages: object) -> list[dict[str, str]]:
     Raises UsageError that names the first message that is none.
     """
     if not isinstance(messages, list | tuple) or not messages:
-        raise UsageError(
-            f'a conversation is a list of at least one {{"role": ..., "content": ...}}, not {_short(messages)}'
-        )
+        raise UsageError(f'a conversation is a list of at least one {{"role": ..., "content": ...}}, not {_short(messages)}')
     return [_check_message(index, message) for index, message in enumerate(messages)]
 
 

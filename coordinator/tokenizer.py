@@ -117,9 +117,7 @@ class Tokenizer:
 
         The spaces are left as they come: transformers' clean-up of them rewrites text that was already shown.
         """
-        text: str = self._tokenizer.decode(
-            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
 

@@ -24,6 +24,7 @@ class Footprint:
     activation_bytes_per_token: int
     score_bytes: int
     logits_bytes: int
+    logits_bytes_per_token: int
 
     @classmethod
     def of(cls, definition: ModelDefinition, span: LayerSpan, table: BlockTable) -> "Footprint":
@@ -41,15 +42,16 @@ class Footprint:
             state_bytes=_state_elements(config) * 4 * len(span),
             activation_bytes_per_token=(12 * hidden + 4 * _widest(config)) * itemsize,
             score_bytes=_score_elements(definition.model) * ACCUMULATION_BYTES,
-            logits_bytes=6 * int(getattr(config, "vocab_size", 0)) * ACCUMULATION_BYTES,
+            logits_bytes=6 * definition.vocab_size * ACCUMULATION_BYTES,
+            logits_bytes_per_token=0 if definition.keeps_last_logits else 2 * definition.vocab_size * ACCUMULATION_BYTES,
         )
 
     def working_bytes(self, num_tokens: int, num_new: int) -> int:
         """Bytes beside the stream for a sequence of `num_tokens`, at most `num_new` of them in one call."""
         caches = self.cache_bytes_per_token * num_tokens + self.state_bytes
-        activations = (self.activation_bytes_per_token + self.score_bytes * num_tokens) * num_new
+        per_token = self.activation_bytes_per_token + self.logits_bytes_per_token + self.score_bytes * num_tokens
         fixed = self.rest_bytes + self.scratch_bytes + self.decoding_bytes + WORKSPACE_BYTES
-        return fixed + caches + activations + self.logits_bytes
+        return fixed + caches + per_token * num_new + self.logits_bytes
 
 
 def _cache_elements(config: Any) -> int:

@@ -36,7 +36,8 @@ class FileReader:
                 raise CheckpointError(f"{path} cannot be read: {error.strerror}. Is its disk still there?") from error
         if num_read < len(target):
             raise CheckpointError(
-                f"{path} ends at byte {offset + num_read}, in the middle of a tensor: it changed or was cut off. Fetch it again."
+                f"{path} ends at byte {offset + num_read}, in the middle of a tensor: it changed or was cut off. "
+                "Fetch it again."
             )
         with self._lock:
             self.num_bytes += num_read

@@ -45,8 +45,7 @@ def check_extents(path: Path, tensors: Iterable[StoredTensor], data_start: int, 
             raise CheckpointError(f"{path} places tensor {tensor.name} inside its own header. Fetch the file again.")
         if previous is not None and tensor.offset < previous.offset + previous.num_bytes:
             raise CheckpointError(
-                f"{path} places tensors {previous.name} and {tensor.name} over each other. The file is broken: "
-                "fetch it again."
+                f"{path} places tensors {previous.name} and {tensor.name} over each other. The file is broken: fetch it again."
             )
         previous = tensor
         expected = tensor.offset + tensor.num_bytes

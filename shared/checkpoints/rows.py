@@ -10,6 +10,8 @@ import torch
 Shape = tuple[int, ...]
 Combine = Callable[[Sequence[torch.Tensor]], Mapping[str, torch.Tensor]]
 
+_NEXT_COLUMN = 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class RowMove:
@@ -36,14 +38,14 @@ def find_row_moves(
 ) -> list[RowMove] | None:
     """Return how `convert` moves whole rows, or None where it alters or cuts them: then only `convert` itself will do.
 
-    It is run on the sources with their columns gone and each row's number in their place, so it costs next to no memory,
-    while a layer's worth of experts would take gigabytes to convert at once.
+    It is run on the sources with each row's number in place of its columns, so it costs next to no memory, while a layer's
+    worth of experts would take gigabytes to convert at once. Two columns that differ show whether columns keep their order.
     """
     if any(len(shape) < 2 for shape in (*source_shapes, *target_shapes.values())):
         return None
     bounds = list(accumulate((prod(shape[:-1]) for shape in source_shapes), initial=1))
     numbered = [
-        torch.arange(start, end, dtype=torch.float64).view(*shape[:-1], 1)
+        torch.stack([rows := torch.arange(start, end, dtype=torch.float64), rows + _NEXT_COLUMN], -1).view(*shape[:-1], 2)
         for (start, end), shape in zip(pairwise(bounds), source_shapes, strict=True)
     ]
     try:
@@ -52,9 +54,12 @@ def find_row_moves(
         return None
     moves: list[RowMove] = []
     for target, shape in target_shapes.items():
-        if target not in made or tuple(made[target].shape) != (*shape[:-1], 1):
+        if target not in made or tuple(made[target].shape) != (*shape[:-1], 2):
             return None
-        found = _moves(target, made[target].reshape(-1), bounds)
+        numbers, neighbours = made[target].reshape(-1, 2).unbind(-1)
+        if not torch.equal(neighbours, numbers + _NEXT_COLUMN):
+            return None
+        found = _moves(target, numbers, bounds)
         if found is None:
             return None
         moves += found

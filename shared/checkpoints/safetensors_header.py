@@ -82,6 +82,4 @@ def _offsets(path: Path, name: str, offsets: Any) -> tuple[int, int]:
         begin, end = offsets
         if 0 <= begin <= end:
             return begin, end
-    raise CheckpointError(
-        f"{path} gives tensor {name} impossible offsets: {ascii(offsets)[:80]}. Fetch the file again."
-    )
+    raise CheckpointError(f"{path} gives tensor {name} impossible offsets: {ascii(offsets)[:80]}. Fetch the file again.")

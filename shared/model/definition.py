@@ -47,6 +47,11 @@ class ModelDefinition:
         return int(self.model.config.get_text_config(decoder=True).vocab_size)
 
     @property
+    def keeps_last_logits(self) -> bool:
+        """Whether the model can be asked for the logits of the last token alone."""
+        return bool(self.model._supports_logits_to_keep())
+
+    @property
     def cross_layers(self) -> frozenset[int]:
         """The layers that attend to an image and are passed over where there is none."""
         return frozenset(getattr(self.model.config.get_text_config(decoder=True), "cross_attention_layers", None) or ())

@@ -84,7 +84,7 @@ def find_recipes(tensors: dict[str, StoredTensor], model: Any) -> list[Recipe]:
     renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in transforms if isinstance(entry, WeightConverter)]
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
-    recipes: list[Recipe] = []
+    copies: dict[str, Copy] = {}  # where two stored names become one, the first counts
     gathered: dict[str, _Gathered] = {}
     for name in sorted(tensors, key=dot_natural_key):
         prefix = model.base_model_prefix
@@ -95,10 +95,11 @@ def find_recipes(tensors: dict[str, StoredTensor], model: Any) -> list[Recipe]:
             continue
         if pattern is None:
             _check_shape(tensors[name], parameters[target])
-            recipes.append(Copy(tensors[name], target))
+            copies.setdefault(target, Copy(tensors[name], target))
         else:
             group = gathered.setdefault(target, _Gathered(by_pattern[pattern], target, []))
             group.sources.append((pattern, tensors[name]))
+    recipes: list[Recipe] = list(copies.values())
     alike: dict[object, list[Recipe]] = {}  # layers are built alike, and an expert model has thousands of tensors
     for group in gathered.values():
         likeness = group.likeness(parameters)

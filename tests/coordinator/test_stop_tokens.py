@@ -40,9 +40,7 @@ def test_without_a_tokenizer(generation_config: dict[str, Any], config: dict[str
     ],
     ids=["chat", "raw", "several-listed", "one-listed", "not-in-vocabulary", "not-in-template", "no-template"],
 )
-def test_the_end_of_a_turn_ends_a_chat(
-    template: str | None, listed: list[int] | None, chat: bool, expected: list[str]
-) -> None:
+def test_the_end_of_a_turn_ends_a_chat(template: str | None, listed: list[int] | None, chat: bool, expected: list[str]) -> None:
     tokenizer = tiny_tokenizer("byte-level", chat_template=template)
     found = stop_token_ids({"eos_token_id": listed}, {}, tokenizer, chat=chat)
     assert found == named(tokenizer, *expected) | {*(listed or [])}

@@ -13,9 +13,7 @@ from layermesh.shared.errors import UsageError
 TEXT = st.one_of(
     st.text(),
     st.text(alphabet=" .,'abthe\n你ü🙂\ufffd▁#", max_size=60),
-    st.lists(st.sampled_from(["<think>", "</s>", " ", "  ", "the", "don't", " n't", "👩‍👩‍👧", "世界", "\ufffd"])).map(
-        "".join
-    ),
+    st.lists(st.sampled_from(["<think>", "</s>", " ", "  ", "the", "don't", " n't", "👩‍👩‍👧", "世界", "\ufffd"])).map("".join),
 )
 
 

@@ -105,9 +105,7 @@ LFM2_CONV: Shapes = {
     "ffn_norm.weight": (HIDDEN,),
     **feed_forward(),
 }
-LFM2_ATTENTION: Shapes = (
-    attention() | feed_forward() | {"attn_q_norm.weight": (HEAD_DIM,), "attn_k_norm.weight": (HEAD_DIM,)}
-)
+LFM2_ATTENTION: Shapes = attention() | feed_forward() | {"attn_q_norm.weight": (HEAD_DIM,), "attn_k_norm.weight": (HEAD_DIM,)}
 MAMBA_BLOCK: Shapes = {
     "attn_norm.weight": (HIDDEN,),
     "ssm_in.weight": (2 * INTERMEDIATE, HIDDEN),
@@ -159,9 +157,7 @@ MODELS: dict[str, tuple[str, dict[str, object], Shapes]] = {
     "bloom": (
         "bloom",
         decoder_metadata() | LAYER_NORM,
-        whole(
-            BLOOM_BLOCK, token_embd_norm__weight=(HIDDEN,), token_embd_norm__bias=(HIDDEN,), output_norm__bias=(HIDDEN,)
-        ),
+        whole(BLOOM_BLOCK, token_embd_norm__weight=(HIDDEN,), token_embd_norm__bias=(HIDDEN,), output_norm__bias=(HIDDEN,)),
     ),
     "starcoder2": (
         "starcoder2",

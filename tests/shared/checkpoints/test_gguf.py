@@ -95,9 +95,7 @@ def test_a_changed_file_is_unpacked_again(tmp_path):
 @pytest.mark.usefixtures("unpack_here")
 def test_what_lies_beside_the_file_is_not_part_of_it(tmp_path):
     path = write(tmp_path / "tiny.gguf", TOKENS, **TOKENIZER)
-    (tmp_path / "tokenizer_config.json").write_text(
-        '{"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["x.y"]}}'
-    )
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["x.y"]}}')
     (tmp_path / "config.json").write_text('{"model_type": "evil", "auto_map": {"AutoConfig": "x.y"}}')
     assert open_gguf(path, tmp_path / "cache").tokenizer_dir is not None
 

@@ -64,9 +64,7 @@ HOSTILE = {
     "an endless name": lambda path: write(path, struct.pack("<Q", 2**62) + b"a"),
     "an endless key": lambda path: write(path, keys=(struct.pack("<Q", 2**62) + b"a",)),
     "an endless text": lambda path: write(path, keys=(ARCHITECTURE, text("x") + struct.pack("<IQ", STRING, 2**62))),
-    "an endless list": lambda path: write(
-        path, keys=(ARCHITECTURE, text("x") + struct.pack("<IIQ", ARRAY, U32, 2**62))
-    ),
+    "an endless list": lambda path: write(path, keys=(ARCHITECTURE, text("x") + struct.pack("<IIQ", ARRAY, U32, 2**62))),
     "an endless list of texts": lambda path: write(
         path, keys=(ARCHITECTURE, text("x") + struct.pack("<IIQ", ARRAY, STRING, 7_000_000))
     ),

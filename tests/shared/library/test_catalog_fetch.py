@@ -34,9 +34,7 @@ def make_wheel(folder: Path, content: bytes = GGUF, member: str = MEMBER) -> Cat
         wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: lm-tiny\nVersion: 0.1\n")
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")
-    return CatalogEntry(
-        "tiny", "lm-tiny==0.1", path.stat().st_size, MEMBER, len(GGUF), hashlib.sha256(GGUF).hexdigest()
-    )
+    return CatalogEntry("tiny", "lm-tiny==0.1", path.stat().st_size, MEMBER, len(GGUF), hashlib.sha256(GGUF).hexdigest())
 
 
 @pytest.fixture

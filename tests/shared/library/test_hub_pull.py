@@ -157,9 +157,7 @@ def test_refusals(hub: HubServer, pull: Puller, repo: Repo | None, name: str, er
     result = pull(name)
     assert (result["error"], result["code"]) == (error, 6 if error == "DiskFullError" else 3)
     assert says in result["message"]
-    assert not [
-        path for _, path, _ in hub.log if path.endswith(("model.safetensors", ".bin", ".gguf")) and "GET" in path
-    ]
+    assert not [path for _, path, _ in hub.log if path.endswith(("model.safetensors", ".bin", ".gguf")) and "GET" in path]
 
 
 def test_an_unknown_revision_is_named(hub: HubServer, pull: Puller) -> None:

@@ -77,3 +77,8 @@ def test_a_conversion_that_only_moves_rows_becomes_copies():
 def test_a_conversion_that_alters_values_stays_one(combine):
     recipes = as_recipes([stored("s", 8, 8)], {"t": (8, 8)}, combine, None)
     assert [type(recipe) for recipe in recipes] == [Conversion], recipes
+
+
+def test_a_conversion_that_reorders_columns_is_not_taken_for_copies():
+    recipes = as_recipes([stored("s", 4, 8)], {"t": (4, 8)}, lambda given: {"t": given[0].flip(1)}, None)
+    assert isinstance(recipes[0], Conversion)
