@@ -104,7 +104,7 @@ class TerminalProcess:
         deadline = time.monotonic() + seconds
         while not holds():
             assert time.monotonic() < deadline, f"it did not come about in time: {self.output[-2000:]!r}"
-            if not self._read(0.01) and self.process.poll() is not None:
+            if not self._read(0.01) and self.process.returncode is None and self.process.poll() is not None:
                 assert holds(), f"it ended with {self.process.returncode}: {self.output[-2000:]!r}"
 
     def type(self, keys: bytes) -> None:
@@ -174,7 +174,9 @@ def _processes() -> list[int]:
 
 
 def _session(pid: int) -> int | None:
+    """The session of a process; None for one that has ended, whether or not anybody took note of it."""
     try:
-        return os.getsid(pid)
-    except ProcessLookupError:
+        state, _, _, session = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:4]
+    except (FileNotFoundError, ProcessLookupError):
         return None
+    return None if state == "Z" else int(session)

@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +15,8 @@ from terminals import Screen, TerminalProcess, child_environ, in_terminal
 
 from layermesh import terminal
 from layermesh.terminal import DownloadLine, StatusLine, harmless
+from tests.shared.checkpoints.gguf_models import LLAMA, VOCAB
+from tests.shared.checkpoints.gguf_writing import write_gguf
 
 ESCAPES = re.compile(r"\x1b")
 QUICKLY = 2.0  # seconds within which an interrupted command has ended
@@ -141,13 +143,6 @@ def endless(text_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return change_config(folder, max_position_embeddings=1_000_000)
 
 
-@pytest.fixture
-def talking(endless: Path) -> Iterator[TerminalProcess]:
-    with in_terminal(*answering(endless, "Hello")) as process:
-        process.read_until(lambda: "tok/s" in process.output and len(process.output) > 2000)
-        yield process
-
-
 def answering(model: Path, *prompt: str) -> list[str]:
     settings = ["--ignore-eos", "--temperature", "2", "--seed", "1", "--host-memory", "2GB"]
     return ["generate", "-m", str(model), *prompt, "-n", "100000", *settings]
@@ -157,7 +152,7 @@ def check_end(process: TerminalProcess, expected: int = 130) -> None:
     assert process.end(QUICKLY) == expected
     assert "Traceback" not in process.output
     assert "Exception" not in process.output
-    assert process.companions == []
+    process.read_until(lambda: process.companions == [], QUICKLY)
     assert process.is_restored
     screen = Screen()
     screen.feed(process.output)
@@ -165,42 +160,60 @@ def check_end(process: TerminalProcess, expected: int = 130) -> None:
     assert screen.text.splitlines()[-1] == "error: interrupted"
 
 
-def test_text_streams_and_ctrl_c_ends_it(talking: TerminalProcess) -> None:
-    assert talking.process.poll() is None  # the text came while it was being made
-    assert talking.pieces > 20
-    talking.type(b"\x03")
-    check_end(talking)
+def is_loading(process: TerminalProcess) -> bool:
+    return "libtorch" in Path(f"/proc/{process.process.pid}/maps").read_text()
 
 
-def test_sigterm_ends_an_answer(talking: TerminalProcess) -> None:
-    talking.process.send_signal(signal.SIGTERM)
-    check_end(talking)
+def is_in_prompt(process: TerminalProcess) -> bool:
+    return "sweep" in process.output
 
 
-@pytest.mark.parametrize("how", ["ctrl-c", "sigterm"])
-@pytest.mark.parametrize("phase", ["load", "prefill"])
-def test_an_interrupt_before_the_first_token(phase: str, how: str, endless: Path) -> None:
-    with in_terminal(*answering(endless, "--prompt-ids", ",".join(["5", "6"] * 8000))) as process:
-        if phase == "load":
-            process.read_until(lambda: "libtorch" in Path(f"/proc/{process.process.pid}/maps").read_text())
-        else:
-            process.read_until(lambda: "sweep" in process.output)
-        if how == "ctrl-c":
-            process.type(b"\x03")
-        else:
-            process.process.send_signal(signal.SIGTERM)
+def is_answering(process: TerminalProcess) -> bool:
+    """Whether text has come piece by piece, with the status between."""
+    return "tok/s" in process.output and len(process.output) > 2000 and process.pieces > 20
+
+
+LONG_PROMPT = ("--prompt-ids", ",".join(["5", "6"] * 8000))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "has_come_so_far"),
+    [(LONG_PROMPT, is_loading), (LONG_PROMPT, is_in_prompt), (("Hello",), is_answering)],
+    ids=["load", "prefill", "decode"],
+)
+def test_ctrl_c_and_sigterm_end_it(
+    prompt: tuple[str, ...], has_come_so_far: Callable[[TerminalProcess], bool], endless: Path
+) -> None:
+    command = answering(endless, *prompt)
+    with in_terminal(*command) as by_key, in_terminal(*command) as by_signal:
+        by_key.read_until(lambda: has_come_so_far(by_key))
+        by_key.type(b"\x03")
+        check_end(by_key)
+        by_signal.read_until(lambda: has_come_so_far(by_signal))
+        by_signal.process.send_signal(signal.SIGTERM)
+        check_end(by_signal)
+
+
+def test_an_interrupt_while_a_gguf_file_is_unpacked(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf", "llama", *LLAMA, tokens=[f"t{index}" for index in range(VOCAB)])
+    unpacked = tmp_path / "home" / "unpacked"
+    command = ("generate", "-m", path, "--prompt-ids", "5", "-n", "2")
+    with in_terminal(*command, LAYERMESH_HOME=str(tmp_path / "home")) as process:
+        process.read_until(lambda: any(unpacked.glob("unpacking-*")))
+        process.process.send_signal(signal.SIGINT)
         check_end(process)
+    assert list(unpacked.iterdir()) == []
 
 
 def test_stdout_in_a_file_has_the_text_only(text_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "answer.txt"
     with path.open("wb") as file, in_terminal(*answering(text_model, "Hello"), stdout=file.fileno()) as process:
         assert process.end(40) == 0
-    assert not ESCAPES.search(process.output.replace("\x1b7", "").replace("\x1b8", "")) or "sweep" in process.output
     text = path.read_text("utf-8")
     assert text.endswith("\n")
     assert "tok/s" not in text
-    assert "\x1b7" not in text
+    assert "\x1b[" not in text
+    assert "sweep" in process.output
     screen = Screen()
     screen.feed(process.output)
     assert screen.text.startswith("[")
