@@ -1,9 +1,8 @@
 """Run language models that are too big for any machine you own, on the small machines you have.
 
-    from layermesh import LayerMesh
-
-    with LayerMesh("path-or-id", host_memory="2GB") as mesh:
-        print(mesh.generate("Why is the sky blue?").text)
+>>> from layermesh import LayerMesh
+>>> with LayerMesh("path-or-id", host_memory="2GB") as mesh:
+...     print(mesh.generate("Why is the sky blue?").text)
 """
 
 from typing import TYPE_CHECKING, Any

@@ -74,9 +74,7 @@ def _summary(answer: Answer, context_length: int | None) -> str:
         parts.append(f"{timings.decode_tokens_per_second:.2f} tok/s")
     parts.append(f"first after {format_seconds(timings.time_to_first_token_seconds)}")
     if stream.bytes_per_token:
-        parts.append(
-            f"{format_bytes(stream.bytes_per_token)}/token at {format_bytes(stream.bytes_per_second)}/s from disk"
-        )
+        parts.append(f"{format_bytes(stream.bytes_per_token)}/token at {format_bytes(stream.bytes_per_second)}/s from disk")
     budget = f" of {format_bytes(memory.host_budget_bytes)}" if memory.host_budget_bytes else ""
     parts.append(f"{format_bytes(memory.host_peak_bytes)}{budget} host memory")
     if memory.device_peak_bytes:

@@ -12,8 +12,7 @@ def print_models(*, as_json: bool) -> None:
     models = list_models()
     if as_json:
         rows = [
-            {"name": model.name, "origin": model.origin, "path": str(model.path), "bytes": model.num_bytes}
-            for model in models
+            {"name": model.name, "origin": model.origin, "path": str(model.path), "bytes": model.num_bytes} for model in models
         ]
         print_json(rows)
         return
