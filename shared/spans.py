@@ -1,5 +1,6 @@
 """Contiguous ranges of a model's layers."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -37,4 +38,4 @@ class LayerSpan:
             raise ValueError(f"{num_layers} layers cannot be divided among {num_stages} stages")
         length, num_longer = divmod(num_layers, num_stages)
         bounds = [stage * length + min(stage, num_longer) for stage in range(num_stages + 1)]
-        return tuple(cls(start, end) for start, end in zip(bounds, bounds[1:], strict=False))
+        return tuple(cls(start, end) for start, end in itertools.pairwise(bounds))

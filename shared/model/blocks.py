@@ -1,5 +1,6 @@
 """The weight stream: which parameters make up each block, and where they lie in its buffer."""
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -126,7 +127,7 @@ def split_head(head: Block, max_bytes: int) -> tuple[Block, ...]:
     if isinstance(recipe, Conversion) or recipe.rows is not None or rows_each == 0:
         return (head,)
     bounds = [*range(0, num_rows, rows_each), num_rows]
-    return tuple(_head_piece(head, tensor, recipe, start, end) for start, end in zip(bounds, bounds[1:], strict=False))
+    return tuple(_head_piece(head, tensor, recipe, start, end) for start, end in itertools.pairwise(bounds))
 
 
 def _head_piece(head: Block, tensor: BlockTensor, recipe: Copy, start: int, end: int) -> Block:
@@ -201,7 +202,7 @@ class _Sorter:
         """Divide names that share a parameter by the tensors that the checkpoint has for them, as transformers unties."""
         stored = [name for name in names if name in self.recipes_of]
         others = [name for name in names if name not in self.recipes_of]
-        return [tuple([*stored[:1], *others]), *((name,) for name in stored[1:])]
+        return [(*stored[:1], *others), *((name,) for name in stored[1:])]
 
     def _place(self, name: str) -> str:
         if name in self.lookup_weights:

@@ -1,7 +1,7 @@
 """The architecture table: every causal LM that transformers knows, through layermesh, against plain transformers.
 
-`python -m tests.architectures.table [MODEL_TYPE ...]` prints a line for each and fails when one that should be equal is not, when
-one listed as an exception has become equal, or when fewer are equal than the bars ask for.
+`python -m tests.architectures.table [MODEL_TYPE ...]` prints a line for each and fails when one that should be equal is not,
+when one listed as an exception has become equal, or when fewer are equal than the bars ask for.
 """
 
 import multiprocessing
