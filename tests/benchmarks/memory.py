@@ -82,7 +82,8 @@ def main() -> None:
                     rows.append(row)
                     print(
                         f"{row.model:<9} {budget:>6} allowed, prompt {num_prompt:>3}: "
-                        f"{format_bytes(row.taken_bytes):>7} taken, {format_bytes(row.reported_bytes):>7} reported, {format_bytes(row.resident_bytes):>7} resident, "
+                        f"{format_bytes(row.taken_bytes):>7} taken, {format_bytes(row.reported_bytes):>7} reported, "
+                        f"{format_bytes(row.resident_bytes):>7} resident, "
                         f"{row.tokens_per_second or 0:.2f} tok/s"
                     )
     RESULTS.mkdir(exist_ok=True)
