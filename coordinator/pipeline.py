@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from layermesh.shared.footprint import SequenceSize
 from layermesh.shared.frames import Failure, Frame, Logits, Outcome, SessionId
 from layermesh.shared.spans import LayerSpan
 
@@ -15,8 +16,8 @@ class Hop(Protocol):
         """The layers it runs."""
         ...
 
-    def reserve(self, num_tokens: int, num_new: int) -> None:
-        """Make room for sequences of `num_tokens`, at most `num_new` of them at once; raises BudgetError."""
+    def reserve(self, session: SessionId, size: SequenceSize) -> None:
+        """Make room for a session of `size` beside those there are; raises BudgetError."""
         ...
 
     def forward(self, frames: Sequence[Frame]) -> list[Outcome]:
@@ -41,10 +42,10 @@ class Pipeline:
             raise ValueError(f"hops must follow each other from layer 0 on, not {[str(hop.span) for hop in hops]}")
         self._hops = tuple(hops)
 
-    def reserve(self, num_tokens: int, num_new: int) -> None:
-        """Make room on every hop for sequences of `num_tokens`, at most `num_new` of them at once."""
+    def reserve(self, session: SessionId, size: SequenceSize) -> None:
+        """Make room on every hop for a session of `size` beside those there are; `release` gives it back."""
         for hop in self._hops:
-            hop.reserve(num_tokens, num_new)
+            hop.reserve(session, size)
 
     def sweep(self, frames: Sequence[Frame]) -> list[Logits]:
         """Run `frames`, each of another session, through all layers and return their logits in order.

@@ -17,12 +17,14 @@ from layermesh.coordinator.tokenizer import Tokenizer
 from layermesh.shared.checkpoints import Checkpoint, open_checkpoint
 from layermesh.shared.checkpoints.json_files import read_object
 from layermesh.shared.errors import BudgetError, CheckpointError, LayermeshError, UnsupportedModelError, UsageError
+from layermesh.shared.footprint import SequenceSize
+from layermesh.shared.frames import SessionId
 from layermesh.shared.library import Progress, home, resolve
 from layermesh.shared.model.blocks import build_block_table
 from layermesh.shared.model.definition import define_model
 from layermesh.shared.spans import LayerSpan
 from layermesh.shared.units import parse_bytes
-from layermesh.worker.machine import free_memory, pick_device, pick_dtype, return_memory_promptly
+from layermesh.worker.machine import free_memory, pick_device, pick_dtype, bound_side_memory
 from layermesh.worker.profiling import measure_profile
 from layermesh.worker.stage import Stage
 
@@ -30,6 +32,7 @@ WORKER_NAME = "local"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CHUNK_TOKENS = 512  # the most of a prompt that goes through the layers in one call
 SMALLEST_CHUNK = 16
+PLANNING = SessionId("plan")
 PLANNED_TOKENS = 1024  # the length of sequence that a plan makes room for when nobody says which
 LEAST_PLANNED_TOKENS = 128  # what that may shrink to where memory is short
 MOST_REPEATS = 1000  # layers or experts that a configuration may speak of where there are not even as many tensors
@@ -60,7 +63,7 @@ class LocalModel:
         progress: Progress | None = None,
     ) -> None:
         began = time.monotonic()
-        return_memory_promptly()
+        bound_side_memory()
         self.device = pick_device(device)
         self.host_budget_bytes = _budget(host_memory)
         self.device_budget_bytes = _budget(device_memory)
@@ -74,7 +77,7 @@ class LocalModel:
             self.definition = define_model(self.checkpoint.config_dir, self.dtype)
             self.table = build_block_table(self.checkpoint, self.definition)
             span = LayerSpan(0, self.definition.num_layers)
-            self.stage = Stage(self.definition, self.table, span, self.device, self._stage_budget())
+            self.stage = Stage(self.definition, self.table, span, self.device, *self._stage_budget())
         self.pipeline = Pipeline([self.stage])
         self.load_seconds = time.monotonic() - began
 
@@ -94,23 +97,21 @@ class LocalModel:
         """What config.json says."""
         return _read_json(self.checkpoint.config_dir / "config.json")
 
-    def reserve(self, num_tokens: int, num_prompt: int) -> int:
-        """Make room for a sequence and return how many tokens of its prompt to run at once.
+    def reserve(self, session: SessionId, num_tokens: int, num_prompt: int) -> int:
+        """Make room for a session of `num_tokens` and return how many tokens of its prompt to run at once.
 
         A long prompt goes in chunks, smaller ones where memory is short; families that keep a state take it whole.
         Raises BudgetError with the least memory that would do.
         """
-        began = time.monotonic()
         chunk = min(CHUNK_TOKENS, num_prompt) if self.definition.takes_chunks else num_prompt
         while True:
             try:
-                self.pipeline.reserve(num_tokens, chunk)
+                self.pipeline.reserve(session, SequenceSize(num_tokens, chunk))
             except BudgetError:
                 if not self.definition.takes_chunks or chunk <= SMALLEST_CHUNK:
                     raise
                 chunk = max(chunk // 2, SMALLEST_CHUNK)
             else:
-                self.load_seconds += time.monotonic() - began
                 return chunk
 
     def plan(self, *, measured: bool) -> Plan:
@@ -133,7 +134,8 @@ class LocalModel:
         num_tokens = min(PLANNED_TOKENS, self.definition.context_length or PLANNED_TOKENS)
         while True:
             try:
-                self.reserve(num_tokens, min(CHUNK_TOKENS, num_tokens))
+                self.reserve(PLANNING, num_tokens, num_tokens)
+                self.pipeline.release(PLANNING)
             except BudgetError:
                 if num_tokens // 2 < LEAST_PLANNED_TOKENS:
                     raise
@@ -141,11 +143,13 @@ class LocalModel:
             else:
                 return
 
-    def _stage_budget(self) -> int:
-        if self.device.type != "cpu":
-            return self.device_budget_bytes or free_memory(self.device)
-        given = [budget for budget in (self.host_budget_bytes, self.device_budget_bytes) if budget is not None]
-        return min(given, default=free_memory(self.device))
+    def _stage_budget(self) -> tuple[int, str]:
+        """The bytes that the stage may take, and the flag that says so."""
+        by_host = (self.host_budget_bytes, "--host-memory")
+        by_device = (self.device_budget_bytes, "--device-memory")
+        choices = (by_host, by_device) if self.device.type == "cpu" else (by_device,)
+        given = [(budget, flag) for budget, flag in choices if budget is not None]
+        return min(given, default=(free_memory(self.device), choices[0][1]))
 
 
 def _budget(size: int | str | None) -> int | None:

@@ -167,8 +167,8 @@ class LayerMesh:
             seed=seed,
         )
         text = TextStream(tokenizer, stop)
-        limits, chunk = self._reserve(len(prompt_ids), limits, flexible=max_new_tokens is None)
         session = SessionId(uuid.uuid4().hex)
+        limits, chunk = self._reserve(session, len(prompt_ids), limits, flexible=max_new_tokens is None)
         answering = Answering(session, prompt_ids, Sampler(params, prompt_ids), limits, chunk)
         return TokenStream(lambda stream: self._run(stream, answering, text, params.seed, len(prompt_ids), began))
 
@@ -249,11 +249,11 @@ class LayerMesh:
             )
         return token_ids
 
-    def _reserve(self, num_prompt: int, limits: Limits, *, flexible: bool) -> tuple[Limits, int]:
+    def _reserve(self, session: SessionId, num_prompt: int, limits: Limits, *, flexible: bool) -> tuple[Limits, int]:
         """Make room for prompt and answer; an answer whose length nobody asked for may be cut to what fits."""
         while True:
             try:
-                return limits, self.local.reserve(num_prompt + limits.max_new_tokens, num_prompt)
+                return limits, self.local.reserve(session, num_prompt + limits.max_new_tokens, num_prompt)
             except BudgetError:
                 if not flexible or limits.max_new_tokens // 2 < LEAST_NEW_TOKENS:
                     raise

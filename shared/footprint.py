@@ -13,6 +13,18 @@ ACCUMULATION_BYTES = 4  # logits and attention scores are kept in float32
 
 
 @dataclass(frozen=True, slots=True)
+class SequenceSize:
+    """How long a sequence may become, and how many of its tokens come in one call at most."""
+
+    num_tokens: int
+    num_new: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_new <= self.num_tokens:
+            raise ValueError(f"a sequence of {self.num_tokens} tokens cannot take {self.num_new} at once")
+
+
+@dataclass(frozen=True, slots=True)
 class Footprint:
     """Memory of one stage beside the blocks it streams."""
 
@@ -21,6 +33,7 @@ class Footprint:
     decoding_bytes: int
     cache_bytes_per_token: int
     state_bytes: int
+    hidden_bytes_per_token: int
     activation_bytes_per_token: int
     score_bytes: int
     logits_bytes: int
@@ -40,18 +53,24 @@ class Footprint:
             decoding_bytes=DECODING_BYTES if any(block.needs_decoding for block in blocks) else 0,
             cache_bytes_per_token=per_layer * (len(span) + 1),  # growing copies one layer at a time
             state_bytes=_state_elements(config) * 4 * len(span),
-            activation_bytes_per_token=(12 * hidden + 4 * _widest(config)) * itemsize,
+            hidden_bytes_per_token=2 * hidden * itemsize,
+            activation_bytes_per_token=(12 * hidden + 4 * _widest(config)) * itemsize + 4 * 4 * _scan_elements(config),
             score_bytes=_score_elements(definition.model) * ACCUMULATION_BYTES,
             logits_bytes=6 * definition.vocab_size * ACCUMULATION_BYTES,
             logits_bytes_per_token=0 if definition.keeps_last_logits else 2 * definition.vocab_size * ACCUMULATION_BYTES,
         )
 
-    def working_bytes(self, num_tokens: int, num_new: int) -> int:
-        """Bytes beside the stream for a sequence of `num_tokens`, at most `num_new` of them in one call."""
-        caches = self.cache_bytes_per_token * num_tokens + self.state_bytes
-        per_token = self.activation_bytes_per_token + self.logits_bytes_per_token + self.score_bytes * num_tokens
+    def working_bytes(self, *sequences: SequenceSize) -> int:
+        """Bytes beside the stream for `sequences` that are aboard at once; inside a layer there is one at a time."""
+        caches = sum(self.cache_bytes_per_token * size.num_tokens + self.state_bytes for size in sequences)
+        passing = sum(self.hidden_bytes_per_token * size.num_new for size in sequences)
+        inside = max((self._layer_bytes(size) for size in sequences), default=0)
         fixed = self.rest_bytes + self.scratch_bytes + self.decoding_bytes + WORKSPACE_BYTES
-        return fixed + caches + per_token * num_new + self.logits_bytes
+        return fixed + caches + passing + inside + self.logits_bytes
+
+    def _layer_bytes(self, size: SequenceSize) -> int:
+        scores = self.score_bytes * size.num_tokens
+        return (self.activation_bytes_per_token + self.logits_bytes_per_token + scores) * size.num_new
 
 
 def _cache_elements(config: Any) -> int:
@@ -70,6 +89,14 @@ def _state_elements(config: Any) -> int:
     if not (kinds - {"full_attention", "sliding_attention", "chunked_attention"}) and not hasattr(config, "state_size"):
         return 0
     return _first(config, "hidden_size", default=0) * 256
+
+
+def _scan_elements(config: Any) -> int:
+    """Elements per token of each of the float32 tensors that a state-space layer scans a prompt with."""
+    state = _first(config, "state_size", "mamba_d_state", "ssm_state_size", default=0)
+    hidden = _first(config, "hidden_size", default=0)
+    inner = _first(config, "mamba_intermediate", default=_first(config, "expand", "mamba_expand", default=2) * hidden)
+    return state * inner
 
 
 def _score_elements(model: Any) -> int:

@@ -38,18 +38,23 @@ class Residency:
         """Bytes read from disk in every sweep."""
         return sum(block.stored_bytes for block in self.streamed)
 
+    def is_laid_out_as(self, other: "Residency") -> bool:
+        """Whether the same blocks stay and the others pass through the same slots."""
+        ours = (self.resident, self.num_slots, self.slot_bytes, [block.name for block in self.blocks])
+        return ours == (other.resident, other.num_slots, other.slot_bytes, [block.name for block in other.blocks])
+
     @property
     def total_bytes(self) -> int:
         """Memory of the whole stage."""
         return self.working_bytes + self.resident_bytes + self.num_slots * self.slot_bytes
 
 
-def plan_residency(blocks: Sequence[Block], budget_bytes: int, working_bytes: int) -> Residency:
+def plan_residency(blocks: Sequence[Block], budget_bytes: int, working_bytes: int, flag: str = "--host-memory") -> Residency:
     """Choose what stays within `budget_bytes`, of which `working_bytes` are spoken for.
 
     The set is fixed: a cyclic scan longer than a cache gives least-recently-used replacement no hits at all. The head goes
-    first, since in pieces its product is rounded differently; then layers, spread evenly so that the disk never rests.
-    Raises BudgetError, with the least that would do, when not even one block and its look-ahead fit.
+    first, then layers, spread evenly so that the disk never rests. Raises BudgetError, with the least that would do and the
+    `flag` to say it with, when not even one block and its look-ahead fit.
     """
     everything = Residency(tuple(blocks), frozenset(block.name for block in blocks), 0, 0, working_bytes)
     if everything.total_bytes <= budget_bytes:
@@ -66,7 +71,8 @@ def plan_residency(blocks: Sequence[Block], budget_bytes: int, working_bytes: in
     ordered = (*layers, *heads)
     floor = Residency(ordered, frozenset(), num_slots, slot_bytes, working_bytes)
     if floor.total_bytes > budget_bytes:
-        raise BudgetError("the model", budget_bytes, min(everything.total_bytes, with_head, floor.total_bytes))
+        needed_bytes = min(everything.total_bytes, with_head, floor.total_bytes)
+        raise BudgetError("the model", budget_bytes, needed_bytes, flag)
     return Residency(ordered, _choose(layers, heads, budget_bytes - floor.total_bytes), num_slots, slot_bytes, working_bytes)
 
 

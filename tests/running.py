@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from layermesh.shared.checkpoints import open_checkpoint
-from layermesh.shared.footprint import Footprint
+from layermesh.shared.footprint import Footprint, SequenceSize
 from layermesh.shared.frames import Frame, SessionId
 from layermesh.shared.model.blocks import BlockTable, build_block_table
 from layermesh.shared.model.definition import ModelDefinition, define_model
@@ -19,6 +19,7 @@ from layermesh.worker.stage import Stage
 
 NUM_TOKENS = 64
 NUM_NEW = 16
+SIZE = SequenceSize(NUM_TOKENS, NUM_NEW)
 PLENTY = 1 << 30
 
 
@@ -33,10 +34,10 @@ def opened(folder: Path, *, spare_bytes: int = 0, budget_bytes: int | None = Non
     definition, table = open_model(folder)
     span = LayerSpan(0, definition.num_layers)
     slots = (1 + LOOK_AHEAD) * max(block.loaded_bytes for block in table.layers)
-    least = Footprint.of(definition, span, table).working_bytes(NUM_TOKENS, NUM_NEW) + slots
+    least = Footprint.of(definition, span, table).working_bytes(SIZE) + slots
     stage = Stage(definition, table, span, torch.device("cpu"), budget_bytes or least + spare_bytes)
     try:
-        stage.reserve(NUM_TOKENS, NUM_NEW)
+        stage.reserve(SessionId("first"), SIZE)
         yield stage
     finally:
         stage.close()

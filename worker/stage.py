@@ -6,8 +6,8 @@ from functools import partial
 import torch
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from layermesh.shared.errors import LayermeshError, MeshError, ModelError
-from layermesh.shared.footprint import Footprint
+from layermesh.shared.errors import LayermeshError, MeshError, ModelError, ResourceError
+from layermesh.shared.footprint import Footprint, SequenceSize
 from layermesh.shared.frames import Failure, Frame, LayerOutput, Logits, Outcome, SessionId
 from layermesh.shared.model.blocks import Block, BlockTable
 from layermesh.shared.model.definition import ModelDefinition
@@ -26,16 +26,27 @@ from layermesh.worker.sweep import sweep
 
 Watcher = Callable[[Block], None]
 
+_OUT_OF_MEMORY = (
+    "this machine ran out of memory while the model computed. Allow it less (--host-memory, --device-memory), shorten the "
+    "prompt, or close other programs."
+)
+
 
 class Stage:
     """Runs the layers of `span` for the sessions that are opened on it, within `budget_bytes` of the device's memory.
 
-    The definition becomes the stage's own: doors are hung into it. The last stage also runs what comes behind the layers and
+    `budget_flag` is what the user would say to allow more.     The definition becomes the stage's own: doors are hung into it. The last stage also runs what comes behind the layers and
     returns logits. `watcher`, where set, is told of each block when its turn comes.
     """
 
     def __init__(
-        self, definition: ModelDefinition, table: BlockTable, span: LayerSpan, device: torch.device, budget_bytes: int
+        self,
+        definition: ModelDefinition,
+        table: BlockTable,
+        span: LayerSpan,
+        device: torch.device,
+        budget_bytes: int,
+        budget_flag: str = "--host-memory",
     ) -> None:
         self.span = span
         self.residency: Residency | None = None
@@ -45,7 +56,7 @@ class Stage:
         self._definition = definition
         self._device = device
         self._budget_bytes = budget_bytes
-        self._is_last = span.end == definition.num_layers
+        self._budget_flag = budget_flag
         self._blocks = stage_blocks(table, span, definition.num_layers)
         self._rest = table.rest
         self._footprint = Footprint.of(definition, span, table)
@@ -53,6 +64,7 @@ class Stage:
         self._loader = BlockLoader(self.files)
         self._placement = HostPlacement() if device.type == "cpu" else DevicePlacement(device)
         self._sessions: dict[SessionId, Session] = {}
+        self._reserved: dict[SessionId, SequenceSize] = {}
         self._streamer: Streamer | None = None
         try:
             self._load_rest(table)
@@ -60,22 +72,16 @@ class Stage:
             self.close()
             raise
 
-    def reserve(self, num_tokens: int, num_new: int) -> None:
-        """Make room for sequences of `num_tokens` in all, of which at most `num_new` come at once.
+    def reserve(self, session: SessionId, size: SequenceSize) -> None:
+        """Make room for a session of `size` beside those there are; `release` gives it back.
 
-        Raises BudgetError where the stage's budget does not allow it.
+        What is resident stays so as far as the budget allows. Raises BudgetError where it does not allow the session.
         """
-        working_bytes = self._footprint.working_bytes(num_tokens, num_new)
-        if self.residency is not None and self.residency.working_bytes >= working_bytes:
-            return
-        residency = plan_residency(self._blocks, self._budget_bytes, working_bytes)
-        if self._streamer is not None:
-            self._streamer.close()
-        self.residency = residency
-        self._streamer = Streamer(residency, self._loader, self._placement)
-        by_layer = {block.layer: block for block in residency.blocks if block.layer is not None}
-        head = [block for block in residency.blocks if block.layer is None]
-        self._doors.lead_to(by_layer, head)
+        sizes = [*(other for name, other in self._reserved.items() if name != session), size]
+        working_bytes = self._footprint.working_bytes(*sizes)
+        if self.residency is None or self.residency.working_bytes < working_bytes:
+            self._lay_out(plan_residency(self._blocks, self._budget_bytes, working_bytes, self._budget_flag))
+        self._reserved[session] = size
 
     def forward(self, frames: Sequence[Frame]) -> list[Outcome]:
         """Run one sweep for `frames`, each of another session, and return what each becomes, in order.
@@ -92,9 +98,11 @@ class Stage:
                 forwards = [Forward(partial(self._run, frame), frame.hidden) for frame in frames]
                 sweep(forwards, self.residency.blocks, self._streamer, self._binder, self.watcher)
                 outcomes = [self._finish(frame, forward) for frame, forward in zip(frames, forwards, strict=True)]
-        except BaseException:  # they are somewhere between two tokens, from where they cannot go on
+        except BaseException as error:  # they are somewhere between two tokens, from where they cannot go on
             for frame in frames:
                 self.release(frame.session)
+            if _is_out_of_memory(error):
+                raise ResourceError(_OUT_OF_MEMORY) from error
             raise
         self._measure()
         return outcomes
@@ -102,6 +110,7 @@ class Stage:
     def release(self, session: SessionId) -> None:
         """Forget a session and its cache; one that was never opened is no error."""
         self._sessions.pop(session, None)
+        self._reserved.pop(session, None)
 
     @property
     def staging_bytes(self) -> int:
@@ -111,10 +120,21 @@ class Stage:
     def close(self) -> None:
         """Stop reading and give all memory back."""
         self._sessions.clear()
+        self._reserved.clear()
         if self._streamer is not None:
             self._streamer.close()
         self._loader.close()
         self.files.close()
+
+    def _lay_out(self, residency: Residency) -> None:
+        if self._streamer is None or self.residency is None or not residency.is_laid_out_as(self.residency):
+            streamer = Streamer(residency, self._loader, self._placement)
+            if self._streamer is not None:
+                streamer.succeed(self._streamer)
+            self._streamer = streamer
+            by_layer = {block.layer: block for block in residency.blocks if block.layer is not None}
+            self._doors.lead_to(by_layer, [block for block in residency.blocks if block.layer is None])
+        self.residency = residency
 
     def _load_rest(self, table: BlockTable) -> None:
         buffer = Buffer(self._rest.loaded_bytes)
@@ -124,8 +144,9 @@ class Stage:
             RowLookup(self._definition.model.get_submodule(path), stored, self._loader, self._device)
         if self._device.type != "cpu":
             for module in self._definition.model.modules():
-                module._buffers.update(
-                    {name: buffer.to(self._device) for name, buffer in module._buffers.items() if buffer is not None}
+                computed = {name: buffer for name, buffer in module._buffers.items() if buffer is not None}
+                module._buffers.update(  # those of the blocks come with them
+                    {name: buffer.to(self._device) for name, buffer in computed.items() if not buffer.is_meta}
                 )
         self._doors = Doors(self._definition, self.span)
 
@@ -165,7 +186,9 @@ class Stage:
     def _explain(self, frame: Frame, error: Exception) -> LayermeshError:
         if isinstance(error, LayermeshError):
             return error
-        ours = ModelError(f"{type(self._definition.model).__name__} failed at token {frame.position}: {error}")
+        ours: LayermeshError = ModelError(f"{type(self._definition.model).__name__} failed at token {frame.position}: {error}")
+        if _is_out_of_memory(error):
+            ours = ResourceError(_OUT_OF_MEMORY)
         ours.__cause__ = error
         return ours
 
@@ -174,6 +197,11 @@ class Stage:
         held = self.residency.resident_bytes + self.residency.num_slots * self.residency.slot_bytes
         caches = sum(session.cache_bytes for session in self._sessions.values())
         self.peak_bytes = max(self.peak_bytes, self._rest.loaded_bytes + held + caches)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # torch's allocator for the CPU has no exception of its own
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def stage_blocks(table: BlockTable, span: LayerSpan, num_layers: int) -> tuple[Block, ...]:

@@ -36,7 +36,7 @@ class Streamer:
         self._placement = placement
         self._present: dict[str, _Present] = {}
         self._placed: dict[str, Mapping[str, torch.Tensor]] = {}  # of resident blocks, which need no buffer any more
-        self._free = [Buffer(residency.slot_bytes) for _ in range(residency.num_slots)]
+        self._slots = [Buffer(residency.slot_bytes) for _ in range(residency.num_slots)]
 
     @contextmanager
     def hold(self, block: Block) -> Iterator[Mapping[str, torch.Tensor]]:
@@ -49,12 +49,23 @@ class Streamer:
         finally:
             self._release(block)
 
+    def succeed(self, earlier: "Streamer") -> None:
+        """Take over what `earlier` has placed and what is resident here too, and close it."""
+        self._placed |= {name: tensors for name, tensors in earlier._placed.items() if name in self._resident}
+        earlier.close()
+
     def close(self) -> None:
         """Stop reading and let go of all memory."""
         for name in list(self._present):
             self._forget(name)
         self._placed.clear()
-        self._free.clear()
+        self._slots.clear()
+
+    @property
+    def _free(self) -> list[Buffer]:
+        """The slots that no block is in; counted anew each time, so that an interruption can lose none."""
+        taken = {id(present.buffer) for present in self._present.values()}
+        return [slot for slot in self._slots if id(slot) not in taken]
 
     def _acquire(self, block: Block) -> Mapping[str, torch.Tensor]:
         if block.name not in self._present and block.name not in self._placed:
@@ -85,11 +96,10 @@ class Streamer:
 
     def _forget(self, name: str) -> None:
         """Give the buffer of a block to the next one, or back to the system if it was the block's own."""
-        present = self._present.pop(name)
-        if present.loading is not None:
-            present.loading.abandon()
-        if name not in self._resident:
-            self._free.append(present.buffer)
+        loading = self._present[name].loading
+        if loading is not None:
+            loading.abandon()
+        del self._present[name]
 
     def _look_ahead(self, block: Block) -> None:
         """Start to read what comes after `block`: the next blocks, and for every free slot the next one that streams."""
@@ -103,7 +113,7 @@ class Streamer:
                 self._start(following)
 
     def _start(self, block: Block) -> None:
-        buffer = Buffer(block.loaded_bytes) if block.name in self._resident else self._free.pop()
+        buffer = Buffer(block.loaded_bytes) if block.name in self._resident else self._free[-1]
         self._present[block.name] = _Present(buffer, self._loader.start(block, buffer))
 
     def _make_room(self, block: Block) -> None:

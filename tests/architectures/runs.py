@@ -8,7 +8,7 @@ import torch
 
 from layermesh.coordinator.pipeline import Pipeline
 from layermesh.shared.checkpoints import open_checkpoint
-from layermesh.shared.footprint import Footprint
+from layermesh.shared.footprint import Footprint, SequenceSize
 from layermesh.shared.frames import Frame, SessionId
 from layermesh.shared.model.blocks import build_block_table
 from layermesh.shared.model.definition import define_model
@@ -29,11 +29,12 @@ def streaming_pipeline(folder: Path, num_stages: int, num_tokens: int, num_new: 
             definition = define_model(folder, torch.float32)
             table = build_block_table(checkpoint, definition)
             largest = max(block.loaded_bytes for block in table.layers)
-            working_bytes = Footprint.of(definition, span, table).working_bytes(num_tokens, num_new)
+            size = SequenceSize(num_tokens, num_new)
+            working_bytes = Footprint.of(definition, span, table).working_bytes(size)
             budget_bytes = working_bytes + (1 + LOOK_AHEAD) * largest
             stage = Stage(definition, table, span, torch.device("cpu"), budget_bytes)
             stages.append(stage)
-            stage.reserve(num_tokens, num_new)
+            stage.reserve(SessionId("session 0"), size)
             assert stage.residency is not None
             if sum(block.loaded_bytes for block in table.layers[span.start : span.end]) > (1 + LOOK_AHEAD) * largest:
                 assert not {block.name for block in table.layers} & stage.residency.resident

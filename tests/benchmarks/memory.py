@@ -5,7 +5,6 @@ results/memory.json.
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from layermesh.shared.units import format_bytes, parse_bytes
 from tests.benchmarks.models import build_llama
 
 RESULTS = Path(__file__).parent / "results"
+PEAK = str(Path(__file__).parent / "peak.py")
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,11 @@ def _peak(model: Path, budget: str, num_prompt: int, num_new: int) -> tuple[int,
     prompt_ids = ",".join(str(5 + i % 100) for i in range(num_prompt))
     command = [sys.executable, "-m", "layermesh", "generate", "--json", "-q", "--ignore-eos", "--device", "cpu"]
     command += ["-m", str(model), "--host-memory", budget, "--prompt-ids", prompt_ids, "-n", str(num_new)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        output = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return usage.ru_maxrss * unit, json.loads(output)
+    run = subprocess.run([sys.executable, PEAK, *command], capture_output=True, text=True, check=False)
+    *messages, peak = run.stderr.splitlines()
+    if run.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} ended with {run.returncode}: {' '.join(messages)}")
+    return int(peak), json.loads(run.stdout)
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ class Counting:
         self.released: list[str] = []
         self._fails_at = fails_at
 
-    def reserve(self, num_tokens, num_new):
+    def reserve(self, session, size):
         raise NotImplementedError
 
     def forward(self, frames):

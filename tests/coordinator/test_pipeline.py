@@ -2,6 +2,7 @@ import pytest
 
 from layermesh.coordinator.pipeline import Pipeline
 from layermesh.shared.errors import ModelError
+from layermesh.shared.footprint import SequenceSize
 from layermesh.shared.frames import Failure, Frame, LayerOutput, Logits, SessionId
 from layermesh.shared.spans import LayerSpan
 
@@ -12,13 +13,13 @@ class Hop:
     def __init__(self, start: int, end: int, last: bool = False, failing: tuple[str, ...] = ()):
         self.span = LayerSpan(start, end)
         self.seen: list[list[str]] = []
-        self.reserved: list[tuple[int, int]] = []
+        self.reserved: list[tuple[str, SequenceSize]] = []
         self.released: list[str] = []
         self._last = last
         self._failing = failing
 
-    def reserve(self, num_tokens, num_new):
-        self.reserved.append((num_tokens, num_new))
+    def reserve(self, session, size):
+        self.reserved.append((session, size))
 
     def forward(self, frames):
         self.seen.append([frame.session for frame in frames])
@@ -69,6 +70,6 @@ def test_a_sweep_of_which_one_fails_raises_its_error():
 def test_reservations_and_releases_reach_every_hop():
     hops = [Hop(0, 2), Hop(2, 4, last=True)]
     pipeline = Pipeline(hops)
-    pipeline.reserve(100, 8)
+    pipeline.reserve(SessionId("a"), SequenceSize(100, 8))
     pipeline.release(SessionId("a"))
-    assert [(hop.reserved, hop.released) for hop in hops] == [([(100, 8)], ["a"])] * 2
+    assert [(hop.reserved, hop.released) for hop in hops] == [([("a", SequenceSize(100, 8))], ["a"])] * 2

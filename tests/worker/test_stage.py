@@ -9,14 +9,25 @@ import torch
 from transformers import Cache
 
 from layermesh.coordinator.pipeline import Pipeline
-from layermesh.shared.errors import BudgetError, CheckpointError, MeshError, ModelError
-from layermesh.shared.footprint import Footprint
+from layermesh.shared.errors import BudgetError, CheckpointError, MeshError, ModelError, ResourceError
+from layermesh.shared.footprint import Footprint, SequenceSize
 from layermesh.shared.frames import Failure, Frame, LayerOutput, Logits
 from layermesh.shared.spans import LayerSpan
 from layermesh.worker.stage import Stage
 from tests.architectures.runs import answer_greedily, difference, streaming_pipeline
 from tests.architectures.tiny import PROMPT, reference
-from tests.running import NUM_NEW, NUM_TOKENS, PLENTY, first_frame, next_frame, num_descriptors, open_model, opened, wait_until
+from tests.running import (
+    NUM_NEW,
+    NUM_TOKENS,
+    PLENTY,
+    SIZE,
+    first_frame,
+    next_frame,
+    num_descriptors,
+    open_model,
+    opened,
+    wait_until,
+)
 
 PROMPTS = [PROMPT, PROMPT[:3], [99]]
 LENGTH = 6
@@ -257,38 +268,72 @@ def test_token_ids_outside_the_vocabulary_fail_their_own_session(llama):
 def test_a_later_stage_wants_hidden_states(llama):
     definition, table = open_model(llama)
     stage = Stage(definition, table, LayerSpan(1, 4), torch.device("cpu"), PLENTY)
-    stage.reserve(NUM_TOKENS, NUM_NEW)
+    stage.reserve("a", SIZE)
     with pytest.raises(MeshError, match="hidden states"):
         stage.forward([first_frame("a", [1])])
     stage.close()
 
 
-def test_a_larger_reservation_plans_anew_and_gives_back_what_stayed(llama):
+def test_a_larger_reservation_plans_anew_and_keeps_what_still_fits(llama):
     with opened(llama, spare_bytes=150_000) as stage:
-        continue_alone(stage, "a", PROMPT, 2)
+        continue_alone(stage, "first", PROMPT, 2)
         before = stage.residency
-        held = [weakref.ref(tensor) for tensors in stage._streamer._placed.values() for tensor in tensors.values()]
+        held = {name: weakref.ref(tensor) for name, tensors in stage._streamer._placed.items() for tensor in tensors.values()}
         assert held
-        stage.reserve(NUM_TOKENS, NUM_NEW)
+        stage.reserve("first", SIZE)
         assert stage.residency is before
-        stage.reserve(NUM_TOKENS + 60, NUM_NEW)
+        stage.reserve("first", SequenceSize(NUM_TOKENS + 60, NUM_NEW))
         assert len(stage.residency.resident) < len(before.resident)
-        assert [tensor for tensor in held if tensor() is not None] == []
+        assert {name for name, tensor in held.items() if tensor() is not None} == held.keys() & stage.residency.resident
         expected = reference(llama, PROMPT, LENGTH).token_ids
         assert continue_alone(stage, "b", PROMPT) == expected
-        (logits,) = stage.forward([Frame("a", 0, 2, len(PROMPT) + 1, (expected[1],))])
+        (logits,) = stage.forward([Frame("first", 0, 2, len(PROMPT) + 1, (expected[1],))])
         assert int(logits.scores.argmax()) == expected[2]
 
 
+def test_a_slightly_longer_sequence_reads_nothing_again(llama):
+    with opened(llama, budget_bytes=PLENTY) as stage:
+        continue_alone(stage, "first", PROMPT, 2)
+        before = stage.files.num_bytes
+        stage.reserve("b", SequenceSize(NUM_TOKENS + 60, NUM_NEW))
+        continue_alone(stage, "b", PROMPT, 2)
+        row_bytes = 4 * stage._definition.model.config.hidden_size
+        assert stage.files.num_bytes - before <= (len(PROMPT) + 2) * row_bytes
+
+
+def test_every_session_aboard_is_counted(llama):
+    with opened(llama, spare_bytes=400_000) as stage:
+        names = []
+        with pytest.raises(BudgetError):
+            while len(names) < 10_000:
+                stage.reserve(f"session {len(names)}", SequenceSize(NUM_TOKENS, 1))
+                names.append(f"session {len(names)}")
+        assert names
+        stage.release(names[0])
+        stage.reserve("another", SequenceSize(NUM_TOKENS, 1))
+
+
 def test_a_reservation_beyond_the_budget_changes_nothing(llama):
+    size = SequenceSize(NUM_TOKENS + 100_000, NUM_NEW)
     with opened(llama) as stage:
         before = stage.residency
         with pytest.raises(BudgetError) as refusal:
-            stage.reserve(NUM_TOKENS + 100_000, NUM_NEW)
+            stage.reserve("first", size)
         assert stage.residency is before
         assert continue_alone(stage, "a", PROMPT) == reference(llama, PROMPT, LENGTH).token_ids
     with opened(llama, budget_bytes=refusal.value.needed_bytes) as stage:
-        stage.reserve(NUM_TOKENS + 100_000, NUM_NEW)
+        stage.reserve("first", size)
+
+
+def test_running_out_of_memory_is_a_matter_of_resources(llama, monkeypatch):
+    with opened(llama) as stage:
+        monkeypatch.setattr(stage._doors, "_forwards", [out_of_memory] * 4)
+        (failure,) = stage.forward([first_frame("a", PROMPT)])
+        assert isinstance(failure.error, ResourceError)
+
+
+def out_of_memory(*args, **kwargs):
+    return torch.empty(1 << 60)
 
 
 def test_prompts_in_chunks_give_the_same_tokens(llama):
@@ -344,7 +389,9 @@ def test_the_footprint_counts_caches_rows_and_chunks(llama):
     whole, half = (Footprint.of(definition, LayerSpan(0, end), table) for end in (4, 2))
     config = json.loads((llama / "config.json").read_text())
     per_layer = 2 * config["num_key_value_heads"] * config["head_dim"] * 4
-    assert whole.working_bytes(200, 1) - whole.working_bytes(100, 1) >= 100 * 4 * per_layer
-    assert half.working_bytes(100, 1) < whole.working_bytes(100, 1)
-    assert whole.working_bytes(100, 2) > whole.working_bytes(100, 1)
+    short, long, two = SequenceSize(100, 1), SequenceSize(200, 1), SequenceSize(100, 2)
+    assert whole.working_bytes(long) - whole.working_bytes(short) >= 100 * 4 * per_layer
+    assert whole.working_bytes(short, short) - whole.working_bytes(short) >= 100 * 4 * per_layer
+    assert half.working_bytes(short) < whole.working_bytes(short)
+    assert whole.working_bytes(two) > whole.working_bytes(short)
     assert whole.rest_bytes == table.rest.loaded_bytes
