@@ -24,7 +24,7 @@ from layermesh.shared.model.blocks import build_block_table
 from layermesh.shared.model.definition import define_model
 from layermesh.shared.spans import LayerSpan
 from layermesh.shared.units import parse_bytes
-from layermesh.worker.machine import free_memory, pick_device, pick_dtype, bound_side_memory
+from layermesh.worker.machine import free_memory, pick_device, pick_dtype, return_memory_promptly
 from layermesh.worker.profiling import measure_profile
 from layermesh.worker.stage import Stage
 
@@ -63,7 +63,7 @@ class LocalModel:
         progress: Progress | None = None,
     ) -> None:
         began = time.monotonic()
-        bound_side_memory()
+        return_memory_promptly()
         self.device = pick_device(device)
         self.host_budget_bytes = _budget(host_memory)
         self.device_budget_bytes = _budget(device_memory)

@@ -1,7 +1,6 @@
 """What this machine has: devices, memory, and the kinds of numbers it computes with well."""
 
 import ctypes
-import os
 import sys
 from pathlib import Path
 from typing import Final
@@ -18,7 +17,6 @@ _CGROUP_FILES: Final = (
 )
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 _LARGE_BYTES: Final = 1 << 20
-_KEPT_KERNELS: Final = 32
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -59,15 +57,12 @@ def free_memory(device: torch.device) -> int:
     return int(min(psutil.virtual_memory().available, *_cgroup_rooms()) * _SHARE)
 
 
-def bound_side_memory() -> None:
-    """Bound what the libraries below keep for themselves; to be called before anything is computed.
+def return_memory_promptly() -> None:
+    """Have the C library give large freed blocks back to the system at once, so that what is freed is really free.
 
-    oneDNN and torch's bridge to it each keep a thousand compiled kernels, one for every shape they meet, which for a mixture
-    of experts soon is a hundred megabytes. And glibc raises its threshold for giving freed memory back with every large
-    block, up to 32 MiB. What the user's environment says about either stands.
+    glibc otherwise raises its threshold with every large block, up to 32 MiB, and keeps them; elsewhere this does nothing.
+    It holds for the whole process.
     """
-    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(name, str(_KEPT_KERNELS))
     if sys.platform != "linux":
         return
     libc = ctypes.CDLL(None)
