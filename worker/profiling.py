@@ -1,6 +1,8 @@
 """Measuring how fast this machine reads a model's blocks and computes with them."""
 
+import itertools
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -12,31 +14,57 @@ from layermesh.worker.files import FileReader
 from layermesh.worker.loading import BlockLoader
 
 BLOCK_SECONDS = 1.2e-3  # transformers' Python and small kernels per layer on a CPU (SmolLM2-135M: 37 ms for 30 layers)
+NUM_LOADS = 6
 NUM_PRODUCTS = 4
 
 
-def measure_profile(block: Block) -> Profile:
-    """Load `block` as a sweep would and multiply one token with its matrices; takes the memory of that block.
+def measure_profile(*blocks: Block) -> Profile:
+    """Load some of `blocks` as a sweep would, with and without one token's products beside it.
 
-    Raises CheckpointError where it cannot be read.
+    Reading and computing share cores and memory: by how much the two together are slower than the slower of them counts as
+    reading. This takes the memory of two blocks, the largest of them. Raises CheckpointError where one cannot be read.
     """
+    first, *sample = _spread(blocks, 1 + NUM_LOADS)
+    buffers = [Buffer(max(block.loaded_bytes for block in (first, *sample))) for _ in range(2)]
     files = FileReader()
     loader = BlockLoader(files)
     try:
-        buffer = Buffer(block.loaded_bytes)
-        began = time.monotonic()
-        loader.start(block, buffer).wait()
-        load_seconds = time.monotonic() - began
+        _sweep(loader, [first] * len(buffers), buffers)  # starts the threads, imports what decodes, touches the memory
+        matrices = _matrices(first, buffers[0])
+        compute_rate = min(_multiply(matrices) for _ in range(NUM_PRODUCTS)) / max(_num_bytes(matrices), 1)
+        load_seconds = _sweep(loader, sample, buffers)
+        both_seconds = _sweep(loader, sample, buffers, computing=True)
     finally:
         loader.close()
         files.close()
-    matrices = [tensor for tensor in block_tensors(block, buffer.bytes).values() if _is_matrix(tensor)]
-    matrix_bytes = sum(matrix.nbytes for matrix in matrices)
+    compute_seconds = compute_rate * sum(_num_bytes(_matrices(block, buffers[0])) for block in sample)
+    load_seconds += max(both_seconds - max(load_seconds, compute_seconds), 0)
     return Profile(
-        load_seconds_per_byte=load_seconds / max(block.stored_bytes, 1),
-        compute_seconds_per_byte=min(_multiply(matrices) for _ in range(NUM_PRODUCTS)) / max(matrix_bytes, 1),
+        load_seconds_per_byte=load_seconds / max(sum(block.stored_bytes for block in sample), 1),
+        compute_seconds_per_byte=compute_rate,
         block_seconds=BLOCK_SECONDS,
     )
+
+
+def _spread(blocks: Sequence[Block], num_blocks: int) -> list[Block]:
+    """Return `num_blocks` from all over `blocks`, some of them again where there are fewer."""
+    if len(blocks) < num_blocks:
+        return [blocks[number % len(blocks)] for number in range(num_blocks)]
+    return [blocks[number * len(blocks) // num_blocks] for number in range(num_blocks)]
+
+
+def _sweep(loader: BlockLoader, blocks: Sequence[Block], buffers: Sequence[Buffer], *, computing: bool = False) -> float:
+    """Seconds to load `blocks` into the two buffers in turn, each while the one before it is awaited and computed with."""
+    began = time.monotonic()
+    in_turn = list(zip(blocks, itertools.cycle(buffers), strict=False))
+    loadings = [loader.start(*in_turn[0])]
+    for number, (block, buffer) in enumerate(in_turn):
+        if number + 1 < len(in_turn):
+            loadings.append(loader.start(*in_turn[number + 1]))
+        loadings[number].wait()
+        if computing:
+            _multiply(_matrices(block, buffer))
+    return time.monotonic() - began
 
 
 @torch.inference_mode()
@@ -47,6 +75,14 @@ def _multiply(matrices: list[torch.Tensor]) -> float:
     for token, matrix in zip(inputs, matrices, strict=True):
         nn.functional.linear(token, matrix)
     return time.monotonic() - began
+
+
+def _matrices(block: Block, buffer: Buffer) -> list[torch.Tensor]:
+    return [tensor for tensor in block_tensors(block, buffer.bytes).values() if _is_matrix(tensor)]
+
+
+def _num_bytes(tensors: Sequence[torch.Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def _is_matrix(tensor: torch.Tensor) -> bool:
