@@ -17,11 +17,12 @@ from layermesh.shared.checkpoints.json_files import read_object, unreadable
 from layermesh.shared.checkpoints.layout import check_extents, check_name, check_shape
 from layermesh.shared.checkpoints.tensors import Checkpoint, StoredTensor
 from layermesh.shared.errors import CheckpointError, DiskFullError, LayermeshError, UnsupportedModelError
+from layermesh.shared.unpacked import UNPACKING, note_source, note_use, sweep_unpacked
 
 __all__ = ["GGUF_MAGIC", "open_gguf"]
 
 _TABLE: Final = "tensors.json"
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _CHILD: Final = "layermesh.shared.checkpoints.unpack_gguf"
 _CHILD_SECONDS: Final = 300
 _KEPT_OUTPUT: Final = 4000
@@ -40,6 +41,8 @@ def open_gguf(path: Path, cache: Path) -> Checkpoint:
         raise unreadable(path, error) from error
     if not (folder / _TABLE).is_file():
         _unpack(path, folder)
+        sweep_unpacked(cache)
+    note_use(folder)
     return _load(path, folder)
 
 
@@ -67,9 +70,10 @@ def _unpack(path: Path, folder: Path) -> None:
     temporary: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix="unpacking-", dir=folder.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=UNPACKING, dir=folder.parent))
         _run_child(path, temporary)
         (temporary / _TABLE).write_text(json.dumps(_table(header)), encoding="utf-8")
+        note_source(temporary, path)
         _publish(temporary, folder)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -14,6 +14,11 @@ def home() -> Path:
     return home_for(sys.platform, os.environ, Path.home())
 
 
+def unpacked_folder() -> Path:
+    """Return the folder of what is unpacked from GGUF files."""
+    return home() / "unpacked"
+
+
 def home_for(platform: str, environ: Mapping[str, str], user: Path) -> Path:
     """Return what `home` returns on `platform` (a `sys.platform`), for a user with this environment and home folder."""
     if chosen := environ.get("LAYERMESH_HOME"):
@@ -26,6 +31,4 @@ def _caches(platform: str, environ: Mapping[str, str], user: Path) -> Path:
         return Path(chosen).expanduser().absolute()
     if platform == "darwin":
         return user / "Library" / "Caches"
-    if platform == "win32":
-        return Path(environ.get("LOCALAPPDATA") or user / "AppData" / "Local")
     return user / ".cache"

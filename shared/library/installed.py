@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Literal
 from layermesh.shared.errors import ModelNotFoundError, UsageError
 from layermesh.shared.library.catalog import CATALOG, CatalogEntry
 from layermesh.shared.library.fetching import locked
+from layermesh.shared.library.home import unpacked_folder
 from layermesh.shared.library.hub_cache import cache_folder, is_complete, repo_folder
 from layermesh.shared.library.hub_files import pick_gguf
 from layermesh.shared.library.names import HubName
+from layermesh.shared.unpacked import sweep_unpacked
 
 if TYPE_CHECKING:
     from huggingface_hub import CachedFileInfo, CachedRepoInfo, CachedRevisionInfo
@@ -34,10 +36,14 @@ def list_models() -> list[InstalledModel]:
 
 
 def remove(name: str) -> int:
-    """Delete the downloaded model `name`, half a download too; returns the bytes this freed.
+    """Delete the downloaded model `name`, half a download too, and what was unpacked from it; returns the bytes this freed.
 
     Raises ModelNotFoundError when it is not here, UsageError for a path: files of the user are the user's.
     """
+    return _remove(name) + sweep_unpacked(unpacked_folder())
+
+
+def _remove(name: str) -> int:
     if entry := CATALOG.get(name):
         return _remove_entry(entry)
     if hub := HubName.parse(name):

@@ -88,8 +88,20 @@ def test_a_tokenizer_nobody_can_build_leaves_a_model_without(tmp_path):
 def test_a_changed_file_is_unpacked_again(tmp_path):
     path = write(tmp_path / "tiny.gguf")
     first = open_gguf(path, tmp_path / "cache")
+    other = open_gguf(write(tmp_path / "other.gguf"), tmp_path / "cache")
     os.utime(path, ns=(1, 1))
-    assert open_gguf(path, tmp_path / "cache").config_dir != first.config_dir
+    second = open_gguf(path, tmp_path / "cache")
+    assert second.config_dir != first.config_dir
+    assert set((tmp_path / "cache").iterdir()) == {second.config_dir, other.config_dir}
+
+
+@pytest.mark.usefixtures("unpack_here")
+def test_what_is_opened_counts_as_used(tmp_path):
+    folder = open_gguf(write(tmp_path / "tiny.gguf"), tmp_path / "cache").config_dir
+    os.utime(folder, (0, 0))
+    open_gguf(tmp_path / "tiny.gguf", tmp_path / "cache")
+    open_gguf(write(tmp_path / "other.gguf"), tmp_path / "cache")
+    assert folder.is_dir()
 
 
 @pytest.mark.usefixtures("unpack_here")

@@ -7,6 +7,7 @@ from layouts import put_catalog_model, put_repo
 from layermesh.shared.errors import ModelNotFoundError, UsageError
 from layermesh.shared.library import DEFAULT_MODEL, list_models, remove, resolve
 from layermesh.shared.library.catalog import CATALOG
+from layermesh.shared.unpacked import note_source
 
 
 def test_nothing_is_here(cache: Path) -> None:
@@ -52,6 +53,19 @@ def test_removing_frees_what_it_says(cache: Path, tmp_path: Path) -> None:
     assert remove("o/n") == 13
     assert list_models() == []
     assert not (cache / "models--o--n").exists()
+
+
+def test_what_was_unpacked_from_a_model_goes_with_it(cache: Path, tmp_path: Path) -> None:
+    unpacked = tmp_path / "home" / "unpacked"
+    others = put_repo(cache, "o/n", {"m.gguf": b"1234"}) / "m.gguf"
+    for name, source in (("ours", put_catalog_model(tmp_path)), ("others", others)):
+        (unpacked / name).mkdir(parents=True)
+        note_source(unpacked / name, source)
+    num_bytes = (unpacked / "ours" / "source.json").stat().st_size
+    assert remove(DEFAULT_MODEL) == 5 + num_bytes
+    assert [folder.name for folder in unpacked.iterdir()] == ["others"]
+    remove("o/n:m.gguf")
+    assert list(unpacked.iterdir()) == []
 
 
 def test_removing_one_gguf_leaves_the_other(cache: Path) -> None:

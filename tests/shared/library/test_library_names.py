@@ -56,8 +56,6 @@ USER = Path("/users/u")
     [
         ("linux", {}, "/users/u/.cache/layermesh"),
         ("darwin", {}, "/users/u/Library/Caches/layermesh"),
-        ("win32", {"LOCALAPPDATA": "/local"}, "/local/layermesh"),
-        ("win32", {}, "/users/u/AppData/Local/layermesh"),
         ("linux", {"XDG_CACHE_HOME": "/xdg"}, "/xdg/layermesh"),
         ("linux", {"XDG_CACHE_HOME": "/xdg", "LAYERMESH_HOME": "/mine"}, "/mine"),
         ("linux", {"LAYERMESH_HOME": ""}, "/users/u/.cache/layermesh"),
