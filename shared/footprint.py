@@ -8,6 +8,7 @@ from layermesh.shared.model.definition import ModelDefinition
 from layermesh.shared.spans import LayerSpan
 
 DECODING_BYTES = 8 << 20  # what the readers use to decode pieces of blocks that are not stored as they are computed with
+EXPERT_KERNEL_BYTES = 32 << 20  # compiled kernels for experts' many shapes, on top of that, where oneDNN computes
 WORKSPACE_BYTES = 10 << 20  # kernels' own workspaces and code, and what the allocator cannot give back
 ACCUMULATION_BYTES = 4  # logits and attention scores are kept in float32
 
@@ -31,6 +32,7 @@ class Footprint:
     rest_bytes: int
     scratch_bytes: int
     decoding_bytes: int
+    kernel_bytes: int
     cache_bytes_per_token: int
     state_bytes: int
     hidden_bytes_per_token: int
@@ -51,6 +53,7 @@ class Footprint:
             rest_bytes=table.rest.loaded_bytes,
             scratch_bytes=max(block.scratch_bytes for block in blocks),
             decoding_bytes=DECODING_BYTES if any(block.needs_decoding for block in blocks) else 0,
+            kernel_bytes=EXPERT_KERNEL_BYTES if itemsize < ACCUMULATION_BYTES and _has_experts(table) else 0,
             cache_bytes_per_token=per_layer * (len(span) + 1),  # growing copies one layer at a time
             state_bytes=_state_elements(config) * 4 * len(span),
             hidden_bytes_per_token=2 * hidden * itemsize,
@@ -65,12 +68,17 @@ class Footprint:
         caches = sum(self.cache_bytes_per_token * size.num_tokens + self.state_bytes for size in sequences)
         passing = sum(self.hidden_bytes_per_token * size.num_new for size in sequences)
         inside = max((self._layer_bytes(size) for size in sequences), default=0)
-        fixed = self.rest_bytes + self.scratch_bytes + self.decoding_bytes + WORKSPACE_BYTES
+        fixed = self.rest_bytes + self.scratch_bytes + self.decoding_bytes + self.kernel_bytes + WORKSPACE_BYTES
         return fixed + caches + passing + inside + self.logits_bytes
 
     def _layer_bytes(self, size: SequenceSize) -> int:
         scores = self.score_bytes * size.num_tokens
         return (self.activation_bytes_per_token + self.logits_bytes_per_token + scores) * size.num_new
+
+
+def _has_experts(table: BlockTable) -> bool:
+    shapes = {tensor.shape for block in table.layers for tensor in block.tensors}
+    return any(len(shape) == 3 and min(shape[1:]) > 16 for shape in shapes)  # [experts, out, in], and no convolution
 
 
 def _cache_elements(config: Any) -> int:

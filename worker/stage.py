@@ -35,8 +35,9 @@ _OUT_OF_MEMORY = (
 class Stage:
     """Runs the layers of `span` for the sessions that are opened on it, within `budget_bytes` of the device's memory.
 
-    `budget_flag` is what the user would say to allow more.     The definition becomes the stage's own: doors are hung into it. The last stage also runs what comes behind the layers and
-    returns logits. `watcher`, where set, is told of each block when its turn comes.
+    `budget_flag` is what the user would say to allow more. The definition becomes the stage's own: doors are hung into it. The
+    last stage also runs what comes behind the layers and returns logits. `watcher`, where set, is told of each block when its
+    turn comes.
     """
 
     def __init__(
