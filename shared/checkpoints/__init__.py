@@ -4,7 +4,7 @@ from layermesh.shared.checkpoints.decoding import decode, row_bytes
 from layermesh.shared.checkpoints.folders import open_folder
 from layermesh.shared.checkpoints.gguf import open_gguf
 from layermesh.shared.checkpoints.gguf_groups import GGUFGroup
-from layermesh.shared.checkpoints.gguf_names import map_gguf
+from layermesh.shared.checkpoints.gguf_mapping import map_gguf
 from layermesh.shared.checkpoints.opening import open_checkpoint
 from layermesh.shared.checkpoints.tensors import TORCH_DTYPES, Checkpoint, StoredTensor
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from layermesh.shared.checkpoints.gguf_groups import Combine, GGUFGroup
+from layermesh.shared.checkpoints.gguf_groups import GGUFGroup
+from layermesh.shared.checkpoints.rows import Combine
 from layermesh.shared.checkpoints.tensors import Checkpoint
 
 

@@ -6,7 +6,8 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from layermesh.shared.checkpoints.gguf_groups import Combine, GGUFGroup
+from layermesh.shared.checkpoints.gguf_groups import GGUFGroup
+from layermesh.shared.checkpoints.rows import Combine
 from layermesh.shared.checkpoints.tensors import Checkpoint, StoredTensor
 from layermesh.shared.errors import UnsupportedModelError
 

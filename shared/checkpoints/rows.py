@@ -8,7 +8,7 @@ from math import prod
 import torch
 
 Shape = tuple[int, ...]
-Combine = Callable[[Sequence[torch.Tensor]], Mapping[str, torch.Tensor]]
+Combine = Callable[[Sequence[torch.Tensor]], Mapping[str, torch.Tensor]]  # decoded sources, in order, to targets by name
 
 _NEXT_COLUMN = 0.5
 

@@ -143,7 +143,7 @@ def _head_piece(head: Block, tensor: BlockTensor, recipe: Copy, start: int, end:
 def _recipes(checkpoint: Checkpoint, definition: ModelDefinition) -> list[Recipe]:
     if checkpoint.gguf_architecture is None:
         return find_recipes(checkpoint.tensors, definition.model)
-    from layermesh.shared.checkpoints.gguf_names import map_gguf  # the gguf package is slow to import
+    from layermesh.shared.checkpoints.gguf_mapping import map_gguf  # the gguf package is slow to import
 
     recipes: list[Recipe] = []
     for group in map_gguf(checkpoint, definition.model):
@@ -152,7 +152,10 @@ def _recipes(checkpoint: Checkpoint, definition: ModelDefinition) -> list[Recipe
             recipes.append(Copy(sources[0], group.targets[0]))
         else:
             shapes = dict(zip(group.targets, group.shapes, strict=True))
-            recipes += as_recipes(sources, shapes, group.convert, torch.float32)
+            made = as_recipes(sources, shapes, group.convert, torch.float32)
+            if any(isinstance(recipe, Conversion) for recipe in made):
+                group.check_made_shapes()
+            recipes += made
     return recipes
 
 

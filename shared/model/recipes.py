@@ -5,7 +5,7 @@ other way round; transformers knows each family's conversion, and its own operat
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,11 +14,9 @@ import torch
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
-from layermesh.shared.checkpoints.rows import RowMove, find_row_moves
+from layermesh.shared.checkpoints.rows import Combine, RowMove, find_row_moves
 from layermesh.shared.checkpoints.tensors import StoredTensor, as_matrix, stored_rows
 from layermesh.shared.errors import CheckpointError
-
-Combine = Callable[[Sequence[torch.Tensor]], dict[str, torch.Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
