@@ -129,7 +129,6 @@ def _raise_failure(path: Path, child: "subprocess.CompletedProcess[bytes]") -> N
 def _table(header: GGUFHeader) -> dict[str, Any]:
     return {
         "architecture": header.architecture,
-        "metadata": {key: value for key, value in header.metadata.items() if value is not None},
         "data_start": header.data_start,
         "tensors": {
             tensor.name: [tensor.encoding, list(tensor.shape), tensor.offset, tensor.num_bytes]
@@ -143,19 +142,17 @@ def _load(path: Path, folder: Path) -> Checkpoint:
     try:
         tensors = {name: _stored_tensor(path, name, entry) for name, entry in table["tensors"].items()}
         check_extents(path, tensors.values(), table["data_start"], path.stat().st_size)
-        metadata, architecture = dict(table["metadata"]), str(table["architecture"])
+        architecture = str(table["architecture"])
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder} is damaged. Remove it: it will be made again.") from error
-    tokenizer = folder / "tokenizer"
-    if (folder / "tokenizer_error.txt").is_file():
-        metadata["tokenizer_error"] = (folder / "tokenizer_error.txt").read_text(encoding="utf-8")
+    tokenizer, reason = folder / "tokenizer", folder / "tokenizer_error.txt"
     return Checkpoint(
         path=path,
         config_dir=folder,
         tokenizer_dir=tokenizer if (tokenizer / "tokenizer_config.json").is_file() else None,
         tensors=tensors,
         gguf_architecture=architecture,
-        metadata=metadata,
+        tokenizer_error=reason.read_text(encoding="utf-8") if reason.is_file() else None,
     )
 
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -57,8 +56,8 @@ class Checkpoint:
     """A model as its files tell it: configuration, where its tokenizer is, and where each tensor lies.
 
     `path` is the folder or the GGUF file. `config_dir` holds config.json (and generation_config.json) in the form that
-    transformers reads; `tokenizer_dir` is None for a model without a tokenizer. `gguf_architecture` is set for GGUF
-    files, whose tensor names are GGUF's own.
+    transformers reads; `tokenizer_dir` is None for a model without a tokenizer, and `tokenizer_error` says why if the files
+    have one that nobody can build. `gguf_architecture` is set for GGUF files, whose tensor names are GGUF's own.
     """
 
     path: Path
@@ -66,7 +65,7 @@ class Checkpoint:
     tokenizer_dir: Path | None
     tensors: dict[str, StoredTensor] = field(repr=False)
     gguf_architecture: str | None = None
-    metadata: dict[str, Any] = field(default_factory=dict, repr=False)
+    tokenizer_error: str | None = None
 
 
 def stored_rows(table: StoredTensor, start: int, end: int) -> StoredTensor:
