@@ -1,7 +1,6 @@
 """Memory for weights, taken from the system and given back to it whole."""
 
 import mmap
-import sys
 from collections.abc import Mapping
 
 import torch
@@ -17,14 +16,8 @@ class Buffer:
 
     def __init__(self, num_bytes: int) -> None:
         self.num_bytes = num_bytes
-        memory = _map(max(num_bytes, 1))
+        memory = mmap.mmap(-1, max(num_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.bytes = torch.frombuffer(memory, dtype=torch.uint8)  # [num_bytes]; it keeps the mapping
-
-
-def _map(num_bytes: int) -> mmap.mmap:
-    if sys.platform == "win32":
-        return mmap.mmap(-1, num_bytes)
-    return mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def block_tensors(block: Block, memory: torch.Tensor) -> Mapping[str, torch.Tensor]:

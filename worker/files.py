@@ -52,26 +52,17 @@ class FileReader:
     def _descriptor(self, path: Path) -> int:
         with self._lock:
             if path not in self._descriptors:
-                self._descriptors[path] = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+                self._descriptors[path] = os.open(path, os.O_RDONLY)
             return self._descriptors[path]
 
     def _read(self, descriptor: int, offset: int, target: memoryview) -> int:
         done = 0
         while done < len(target):
-            got = self._read_once(descriptor, offset + done, target[done:])
+            got = os.preadv(descriptor, [target[done:]], offset + done)
             if got == 0:
                 break
             done += got
         return done
-
-    def _read_once(self, descriptor: int, offset: int, target: memoryview) -> int:
-        if hasattr(os, "preadv"):
-            return os.preadv(descriptor, [target], offset)
-        with self._lock:  # Windows has one position per file
-            os.lseek(descriptor, offset, os.SEEK_SET)
-            piece = os.read(descriptor, len(target))
-        target[: len(piece)] = piece
-        return len(piece)
 
     @contextmanager
     def _counting(self) -> Iterator[None]:
