@@ -4,8 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,10 +47,3 @@ def answer(process: subprocess.Popen[str]) -> dict[str, Any]:
     out, err = process.communicate(timeout=60)
     assert "Traceback" not in err, err
     return json.loads(out) | {"code": process.returncode, "stderr": err}
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.01)

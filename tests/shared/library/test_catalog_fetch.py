@@ -13,12 +13,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from pulling import ROOT, wait_until
+from pulling import ROOT
 
 from layermesh.shared.errors import CheckpointError, DiskFullError, ModelNotFoundError, ResourceError
 from layermesh.shared.library.catalog import CatalogEntry
 from layermesh.shared.library.disk import free_bytes
 from layermesh.shared.library.fetching import fetch, locked
+from tests.running import wait_until
 
 GGUF = b"GGUF" + random.Random(3).randbytes(1_500_000)
 MEMBER = "lm_tiny/tiny.Q4_1.gguf"

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 from hub_server import COMMIT, HubServer, Repo
-from pulling import Puller, answer, wait_until
+from pulling import Puller, answer
+
+from tests.running import wait_until
 
 WEIGHTS = random.Random(7).randbytes(3_000_000)
 CONFIG = {"config.json": b"{}", "generation_config.json": b"{}"}
