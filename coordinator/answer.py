@@ -1,32 +1,18 @@
 """What a user gets: tokens as they are made, then the whole answer with its figures."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from layermesh.coordinator.generation import FinishReason
 from layermesh.coordinator.plan import Plan
-
-
-class Record:
-    """Figures that can be read by attribute, by key, and as a dictionary, under the same names as in `--json`."""
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self.keys():
-            raise KeyError(name)
-        return getattr(self, name)
-
-    def keys(self) -> list[str]:
-        """The names of the figures, so that `dict(record)` works."""
-        return [field.name for field in fields(self)] if is_dataclass(self) else []
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.keys())
+from layermesh.coordinator.record import Record
 
 
 @dataclass(frozen=True)
 class Memory(Record):
-    """Most bytes that weights, caches and buffers occupied, and what they were allowed (None: not asked of this device)."""
+    """Most bytes that weights, caches and buffers occupied since the model was opened, and what they were allowed.
+
+    A budget is None where nobody named one.
+    """
 
     device_peak_bytes: int
     host_peak_bytes: int
@@ -36,7 +22,11 @@ class Memory(Record):
 
 @dataclass(frozen=True)
 class StreamFigures(Record):
-    """What was read from disk for one answer; `disk_seconds` is the time during which a read was under way."""
+    """What was read from disk for one answer, in how many passes through the layers.
+
+    `disk_seconds` is the time during which a read was under way; a long prompt takes several sweeps, each token after the
+    first takes one.
+    """
 
     disk_bytes: int
     disk_seconds: float
@@ -69,7 +59,7 @@ class Token:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Answer(Record):
     """A finished answer. `text` has neither stop strings nor special tokens; `token_ids` has every token made."""
 
     text: str
@@ -82,13 +72,3 @@ class Answer:
     memory: Memory
     stream: StreamFigures
     timings: Timings
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it in the form of `--json`."""
-        own = {field.name: getattr(self, field.name) for field in fields(self)}
-        return own | {
-            "plan": self.plan.to_dict(),
-            "memory": dict(self.memory),
-            "stream": dict(self.stream),
-            "timings": dict(self.timings),
-        }

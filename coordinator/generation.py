@@ -54,6 +54,11 @@ class Answering:
         self._position = 0
         self._step = 0
 
+    @property
+    def num_sweeps(self) -> int:
+        """How many frames have come back."""
+        return self._step
+
     def next_frame(self) -> Frame:
         """Return the tokens to run next."""
         if self._position < len(self._prompt_ids):

@@ -2,30 +2,28 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Self
 
+from layermesh.coordinator.record import Record
 from layermesh.shared.profile import Profile
 from layermesh.shared.residency import Residency
 from layermesh.shared.spans import LayerSpan
 
 
-@dataclass(frozen=True, slots=True)
-class StagePlan:
-    """One worker's part: its span, what stays in memory there, and what it reads in every sweep."""
+@dataclass(frozen=True)
+class StagePlan(Record):
+    """One worker's part: layers `[start, end)`, what stays in memory there, and what it reads in every sweep."""
 
     worker: str
-    span: LayerSpan
-    residency: Residency
+    start: int
+    end: int
+    resident_bytes: int
+    streamed_bytes: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return it in the form of `--json`."""
-        return {
-            "worker": self.worker,
-            "start": self.span.start,
-            "end": self.span.end,
-            "resident_bytes": self.residency.resident_bytes,
-            "streamed_bytes": self.residency.streamed_bytes,
-        }
+    @classmethod
+    def of(cls, worker: str, span: LayerSpan, residency: Residency) -> Self:
+        """Return the part of `worker`, which runs `span` with what `residency` says."""
+        return cls(worker, span.start, span.end, residency.resident_bytes, residency.streamed_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +34,13 @@ class Prediction:
     bottleneck: str
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The stages of a model in order; `prediction` is None where nothing was measured."""
+@dataclass(frozen=True)
+class Plan(Record):
+    """The stages of a model in order; how long a token should take, and what for, is None where nothing was measured."""
 
     stages: tuple[StagePlan, ...]
-    prediction: Prediction | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it in the form of `--json`."""
-        predicted = self.prediction
-        return {
-            "stages": [stage.to_dict() for stage in self.stages],
-            "predicted_seconds_per_token": predicted and predicted.seconds_per_token,
-            "bottleneck": predicted and predicted.bottleneck,
-        }
+    predicted_seconds_per_token: float | None = None
+    bottleneck: str | None = None
 
 
 def predict(stages: Sequence[Residency], profile: Profile) -> Prediction:

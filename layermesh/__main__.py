@@ -1,6 +1,9 @@
 """`python -m layermesh`."""
 
-from layermesh.cli import main
+from layermesh.interrupts import catch_interrupts
 
 if __name__ == "__main__":
+    catch_interrupts()
+    from layermesh.cli import main
+
     main()

@@ -1,30 +1,33 @@
 """The command line. Heavy imports happen inside the command that needs them."""
 
-import errno
 import gc
-import io
 import os
 import signal
 import sys
-import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from layermesh import __version__
-from layermesh.shared.errors import LayermeshError, UsageError
-from layermesh.terminal import DownloadLine, note, restart_line
+from layermesh.interrupts import INTERRUPTED, catch_interrupts, check_interrupt, end_interrupted, ending, was_interrupted
+from layermesh.reporting import prepare_streams, reporting
+from layermesh.settings import (
+    GenerationSettings,
+    OpeningOptions,
+    Prompt,
+    check_length,
+    check_opening,
+    check_prompt,
+    check_sampling,
+)
+from layermesh.shared.errors import UsageError
+from layermesh.terminal import DownloadLine, note
 
 if TYPE_CHECKING:
     from layermesh.mesh import LayerMesh
-
-INTERRUPTED = 130
-OUT_OF_RESOURCES = 6
-
-_OUT_OF_MEMORY = "this machine ran out of memory. Give layermesh less of it: --host-memory 2GB."
 
 app = typer.Typer(
     name="layermesh",
@@ -130,28 +133,31 @@ def generate(
     debug: Debug = False,
 ) -> None:
     """Answer a prompt; the text streams to stdout as it is made."""
-    with _reporting(debug):
+    with reporting(debug):
         given = _prompt(prompt, prompt_ids)
-        from layermesh.generating import print_answer
+        check_prompt(given, raw=raw)
+        check_length(max_new_tokens)
+        settings = GenerationSettings(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            stop=tuple(stop or ()),
+            system=system,
+            raw=raw,
+            ignore_eos=ignore_eos,
+        )
+        options = _options(device, device_memory, host_memory, dtype, revision, offline)
+        check_opening(options)
+        with ending(at_once=True):
+            check_sampling(settings)
+        with _open(model, options, quiet=quiet) as mesh:
+            from layermesh.cli_generate import print_answer
 
-        with _open(model, device, device_memory, host_memory, dtype, revision, offline, quiet=quiet) as mesh:
-            print_answer(
-                mesh,
-                given,
-                as_json=as_json,
-                quiet=quiet,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                top_k=top_k,
-                min_p=min_p,
-                repetition_penalty=repetition_penalty,
-                seed=seed,
-                stop=tuple(stop or ()),
-                system=system,
-                raw=raw,
-                ignore_eos=ignore_eos,
-            )
+            print_answer(mesh, given, settings, as_json=as_json, quiet=quiet)
 
 
 @app.command()
@@ -168,10 +174,11 @@ def plan(
     debug: Debug = False,
 ) -> None:
     """Show a model's blocks, what would stay in memory, what would stream, and how fast that should be."""
-    with _reporting(debug):
-        from layermesh.planning import print_plan
+    with reporting(debug):
+        options = _options(device, device_memory, host_memory, dtype, revision, offline)
+        with _open(model, options) as mesh:
+            from layermesh.cli_plan import print_plan
 
-        with _open(model, device, device_memory, host_memory, dtype, revision, offline) as mesh:
             print_plan(mesh.local, as_json=as_json)
 
 
@@ -182,7 +189,7 @@ def pull(
     debug: Debug = False,
 ) -> None:
     """Fetch a model."""
-    with _reporting(debug):
+    with reporting(debug):
         from layermesh.shared.library import resolve
 
         resolved = resolve(name, revision=revision, progress=DownloadLine())
@@ -194,8 +201,8 @@ def pull(
 @app.command()
 def ls(as_json: Json = False, debug: Debug = False) -> None:
     """List the models on this machine, the last used first."""
-    with _reporting(debug):
-        from layermesh.listing import print_models
+    with reporting(debug):
+        from layermesh.cli_list import print_models
 
         print_models(as_json=as_json)
 
@@ -203,7 +210,7 @@ def ls(as_json: Json = False, debug: Debug = False) -> None:
 @app.command()
 def rm(name: Annotated[str, typer.Argument(help="A name that `layermesh ls` shows.")], debug: Debug = False) -> None:
     """Delete a fetched model."""
-    with _reporting(debug):
+    with reporting(debug):
         from layermesh.shared.library import remove
         from layermesh.shared.units import format_bytes
 
@@ -212,99 +219,63 @@ def rm(name: Annotated[str, typer.Argument(help="A name that `layermesh ls` show
 
 def main() -> None:
     """Run the command line."""
-    _prepare_streams()
+    catch_interrupts()
+    prepare_streams()
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # remarks of one library about another are not for the user's eyes
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()
+    except SystemExit as end:
+        if was_interrupted():
+            end_interrupted(said=end.code == INTERRUPTED)
+        raise
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback from the interpreter's own end
         gc.freeze()  # nor a second spent on looking for garbage in torch and transformers
         gc.disable()
 
 
-def _prepare_streams() -> None:
-    """Stand in for streams that the caller has closed, and let no character fail that a stream cannot show."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in the order of their numbers
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - until the end
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-
-
-@contextmanager
-def _open(
-    model: str | None,
+def _options(
     device: str | None,
     device_memory: str | None,
     host_memory: str | None,
     dtype: str | None,
     revision: str | None,
     offline: bool,
-    *,
-    quiet: bool = False,
-) -> Iterator["LayerMesh"]:
-    from layermesh.mesh import LayerMesh
-    from layermesh.shared.library import DEFAULT_MODEL
-
-    with LayerMesh(
-        DEFAULT_MODEL if model is None else model,
+) -> OpeningOptions:
+    return OpeningOptions(
         device=device,
         device_memory=device_memory,
         host_memory=host_memory,
         dtype=dtype,
         revision=revision,
         offline=offline,
-        progress=None if quiet else DownloadLine(),
-    ) as mesh:
+    )
+
+
+@contextmanager
+def _open(model: str | None, options: OpeningOptions, *, quiet: bool = False) -> Iterator["LayerMesh"]:
+    """Open the model, after a look at what can be known to be wrong before anything heavy is imported."""
+    from layermesh.shared.library import DEFAULT_MODEL, resolve
+    from layermesh.shared.library.names import looks_like_path
+
+    name = DEFAULT_MODEL if model is None else model
+    check_opening(options)
+    if looks_like_path(name):
+        resolve(name, revision=options.get("revision"))
+    with ending(at_once=True):  # C extensions swallow a KeyboardInterrupt
+        from layermesh.mesh import LayerMesh
+
+    options["progress"] = None if quiet else DownloadLine()
+    with LayerMesh(name, **options) as mesh:
+        check_interrupt()
         for notice in () if quiet else mesh.local.notices:
             note(f"note: {notice}")
         yield mesh
 
 
-@contextmanager
-def _reporting(debug: bool) -> Iterator[None]:
-    """Turn whatever goes wrong into one message and the right exit code."""
-    try:
-        yield
-        sys.stdout.flush()  # what it cannot take should be known here
-    except LayermeshError as error:
-        _fail(str(error), error.exit_code, debug)
-    except KeyboardInterrupt:
-        restart_line()
-        _fail("interrupted", INTERRUPTED, debug)
-    except BrokenPipeError:
-        _abandon_stdout()
-        raise typer.Exit(1) from None
-    except MemoryError:
-        _fail(_OUT_OF_MEMORY, OUT_OF_RESOURCES, debug)
-    except OSError as error:
-        _abandon_stdout()
-        if error.errno == errno.ENOMEM:
-            _fail(_OUT_OF_MEMORY, OUT_OF_RESOURCES, debug)
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        _fail(f"the system refused something: {error}.", OUT_OF_RESOURCES if full else 1, debug)
-    except Exception as error:
-        _fail(f"{type(error).__name__}: {error}. This is a fault in layermesh; --debug shows where.", 1, debug)
-
-
-def _abandon_stdout() -> None:
-    """Send what is still to be written nowhere: the interpreter would complain about it once more at its end."""
-    with suppress(OSError, ValueError):  # a stream without a number of its own
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _fail(message: str, exit_code: int, debug: bool) -> NoReturn:
-    if debug:
-        traceback.print_exc()
-    note(f"error: {message}")
-    raise typer.Exit(exit_code) from None
-
-
-def _prompt(text: str | None, ids: str | None) -> Any:
+def _prompt(text: str | None, ids: str | None) -> Prompt:
     """The prompt from the command line or standard input: a text, or a list of token ids."""
     if ids is not None:
         if text is not None:
@@ -321,7 +292,3 @@ def _prompt(text: str | None, ids: str | None) -> Any:
         return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
     except UnicodeDecodeError as error:
         raise UsageError(f"standard input is not UTF-8 text at byte {error.start}.") from error
-
-
-def _interrupt(_signal: int, _frame: object) -> None:
-    raise KeyboardInterrupt

@@ -1,35 +1,33 @@
 """A model that this machine runs by itself: one stage of all its layers."""
 
 import re
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
 from layermesh.coordinator.pipeline import Pipeline
 from layermesh.coordinator.plan import Plan, StagePlan, predict
 from layermesh.coordinator.tokenizer import Tokenizer
+from layermesh.settings import OpeningOptions, check_opening, device_budget, host_budget
 from layermesh.shared.checkpoints import Checkpoint, open_checkpoint
 from layermesh.shared.checkpoints.json_files import read_object
-from layermesh.shared.errors import BudgetError, CheckpointError, LayermeshError, UnsupportedModelError, UsageError
+from layermesh.shared.errors import BudgetError, CheckpointError, LayermeshError, UnsupportedModelError
 from layermesh.shared.footprint import SequenceSize
 from layermesh.shared.frames import SessionId
-from layermesh.shared.library import Progress, home, resolve
+from layermesh.shared.library import home, resolve
 from layermesh.shared.model.blocks import build_block_table
 from layermesh.shared.model.definition import define_model
 from layermesh.shared.spans import LayerSpan
-from layermesh.shared.units import parse_bytes
 from layermesh.worker.machine import free_memory, pick_device, pick_dtype, return_memory_promptly
 from layermesh.worker.profiling import measure_profile
 from layermesh.worker.stage import Stage
 
 WORKER_NAME = "local"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CHUNK_TOKENS = 512  # the most of a prompt that goes through the layers in one call
 SMALLEST_CHUNK = 16
 PLANNING = SessionId("plan")
@@ -46,32 +44,28 @@ _NOT_GENERATING = re.compile(
 class LocalModel:
     """A model opened on this machine, within the memory it is allowed.
 
-    Budgets are in bytes or written like "4GB"; None takes most of what is free. Raises ModelError and its kin for a
-    model that cannot be run, ResourceError for a device that is not here, UsageError for values that make no sense.
+    Raises ModelError and its kin for a model that cannot be run, ResourceError for a device that is not here, UsageError
+    for options that make no sense.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        device: str | None = None,
-        device_memory: int | str | None = None,
-        host_memory: int | str | None = None,
-        dtype: str | None = None,
-        revision: str | None = None,
-        offline: bool = False,
-        progress: Progress | None = None,
-    ) -> None:
+    def __init__(self, name: str, **options: Unpack[OpeningOptions]) -> None:
         began = time.monotonic()
+        check_opening(options)
         return_memory_promptly()
-        self.device = pick_device(device)
-        self.host_budget_bytes = _budget(host_memory)
-        self.device_budget_bytes = _budget(device_memory)
-        resolved = resolve(name, revision=revision, offline=offline, progress=progress)
+        self.device = pick_device(options.get("device"))
+        self.host_budget_bytes = host_budget(options)
+        self.device_budget_bytes = device_budget(options)
+        resolved = resolve(
+            name,
+            revision=options.get("revision"),
+            offline=options.get("offline", False),
+            progress=options.get("progress"),
+        )
         self.name = resolved.name
         self.notices = resolved.notices
         self.checkpoint = open_checkpoint(resolved.path, home() / "unpacked")
-        self.dtype = _dtype(dtype) or pick_dtype(_stored_dtype(self.checkpoint), self.device)
+        self.planned_tokens: int | None = None  # the length of sequence that a plan makes room for
+        self.dtype = _dtype(options.get("dtype")) or pick_dtype(_stored_dtype(self.checkpoint), self.device)
         _check_config(self.checkpoint, self.config)
         with _blaming(self.checkpoint):
             self.definition = define_model(self.checkpoint.config_dir, self.dtype)
@@ -123,7 +117,10 @@ class LocalModel:
         if measured:
             sample = max(self.table.layers, key=lambda block: block.loaded_bytes)
             prediction = predict([self.stage.residency], measure_profile(sample))
-        return Plan((StagePlan(WORKER_NAME, self.stage.span, self.stage.residency),), prediction)
+        stages = (StagePlan.of(WORKER_NAME, self.stage.span, self.stage.residency),)
+        if prediction is None:
+            return Plan(stages)
+        return Plan(stages, prediction.seconds_per_token, prediction.bottleneck)
 
     def close(self) -> None:
         """Give everything back."""
@@ -141,6 +138,7 @@ class LocalModel:
                     raise
                 num_tokens //= 2
             else:
+                self.planned_tokens = num_tokens
                 return
 
     def _stage_budget(self) -> tuple[int, str]:
@@ -152,20 +150,9 @@ class LocalModel:
         return min(given, default=(free_memory(self.device), choices[0][1]))
 
 
-def _budget(size: int | str | None) -> int | None:
-    try:
-        num_bytes = None if size is None else parse_bytes(size)
-    except (ValueError, ArithmeticError) as error:
-        raise UsageError(f"{error}.") from error
-    if num_bytes is not None and num_bytes > sys.maxsize:
-        raise UsageError(f"no machine has {str(size)[:40]} of memory. Write it like 512MB, 4GB or 1.5GiB.")
-    return num_bytes
-
-
 def _dtype(name: str | None) -> torch.dtype | None:
-    if name is not None and name not in DTYPES:
-        raise UsageError(f"no dtype {name!r}; say {', '.join(DTYPES)}.")
-    return DTYPES[name] if name else None
+    dtype: torch.dtype | None = getattr(torch, name) if name else None
+    return dtype
 
 
 def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype | None:

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from layermesh.coordinator.answer import Answer, Memory, StreamFigures, Timings
-from layermesh.coordinator.plan import Plan
+from layermesh.coordinator.plan import Plan, StagePlan
 
 ANSWER = Answer(
     text="Paris",
@@ -12,7 +12,7 @@ ANSWER = Answer(
     finish_reason="stop",
     seed=7,
     model="x",
-    plan=Plan(()),
+    plan=Plan((StagePlan("local", 0, 4, 100, 50),)),
     memory=Memory(0, 100, None, 200),
     stream=StreamFigures(1000, 0.5, 2, 500.0),
     timings=Timings(0.1, 0.2, 0.3, None, 0.5),
@@ -22,6 +22,8 @@ ANSWER = Answer(
 def test_figures_are_read_by_attribute_key_and_as_a_dictionary():
     assert ANSWER.memory.host_peak_bytes == ANSWER.memory["host_peak_bytes"] == dict(ANSWER.memory)["host_peak_bytes"] == 100
     assert list(ANSWER.stream) == ["disk_bytes", "disk_seconds", "sweeps", "bytes_per_token"]
+    assert ANSWER["text"] == ANSWER.text == "Paris"
+    assert ANSWER["plan"]["stages"][0]["end"] == ANSWER.plan.stages[0].end == 4
     with pytest.raises(KeyError):
         ANSWER.timings["keys"]
 
@@ -32,6 +34,7 @@ def test_an_answer_is_written_as_one_json_object():
         "text", "token_ids", "prompt_tokens", "finish_reason", "seed", "model", "plan", "memory", "stream", "timings",
     ]  # fmt: skip
     assert written["timings"]["decode_tokens_per_second"] is None
+    assert written["plan"]["stages"][0]["worker"] == "local"
     assert written["memory"]["host_budget_bytes"] == 200
 
 

@@ -49,10 +49,9 @@ def answering(prompt_ids, *, limit=5, stop_ids=(), chunk_tokens=4) -> Answering:
 @given(st.integers(1, 40), st.integers(1, 50), st.integers(1, 6))
 def test_a_prompt_goes_in_chunks_and_then_token_by_token(num_prompt, chunk_tokens, limit):
     hop = Counting()
-    prompt = list(range(num_prompt))
-    assert list(generate(Pipeline([hop]), answering(prompt, limit=limit, chunk_tokens=chunk_tokens))) == [
-        num_prompt + i for i in range(limit)
-    ]
+    answer = answering(list(range(num_prompt)), limit=limit, chunk_tokens=chunk_tokens)
+    assert list(generate(Pipeline([hop]), answer)) == [num_prompt + i for i in range(limit)]
+    assert answer.num_sweeps == len(hop.frames)
     chunks = [list(frame.token_ids) for frame in hop.frames]
     num_chunks = -(-num_prompt // chunk_tokens)
     assert [token_id for chunk in chunks for token_id in chunk] == list(range(num_prompt + limit - 1))

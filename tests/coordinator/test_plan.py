@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from layermesh.coordinator.plan import Plan, Prediction, StagePlan, predict
+from layermesh.coordinator.plan import Plan, StagePlan, predict
 from layermesh.shared.profile import Profile
 from layermesh.shared.residency import plan_residency
 from layermesh.shared.spans import LayerSpan
@@ -44,9 +44,10 @@ def test_stages_add_up(blocks):
 
 def test_a_plan_is_written_as_json_says(blocks):
     residency = plan_residency(blocks, least(blocks) + 7, 7)
-    plan = Plan((StagePlan("den-pc", LayerSpan(0, 4), residency),), Prediction(0.5, "disk"))
+    plan = Plan((StagePlan.of("den-pc", LayerSpan(0, 4), residency),), 0.5, "disk")
     written = json.loads(json.dumps(plan.to_dict()))
     stage = {"worker": "den-pc", "start": 0, "end": 4}
     stage |= {"resident_bytes": residency.resident_bytes, "streamed_bytes": residency.streamed_bytes}
     assert written == {"stages": [stage], "predicted_seconds_per_token": 0.5, "bottleneck": "disk"}
     assert Plan(plan.stages).to_dict()["predicted_seconds_per_token"] is None
+    assert plan["stages"][0]["start"] == plan.stages[0].start == 0

@@ -2,26 +2,27 @@
 
 import sys
 import time
-from typing import Any
 
 from layermesh.coordinator.answer import Answer
-from layermesh.mesh import LayerMesh, Prompt
+from layermesh.interrupts import check_interrupt
+from layermesh.mesh import LayerMesh, TokenStream
+from layermesh.settings import GenerationSettings, Prompt
 from layermesh.shared.model.blocks import Block
 from layermesh.shared.units import format_bytes, format_seconds
 from layermesh.terminal import StatusLine, harmless, note, print_json
 
 
-def print_answer(mesh: LayerMesh, prompt: Prompt, *, as_json: bool, quiet: bool, **settings: Any) -> None:
-    """Answer `prompt` on stdout, as text or as one JSON object, with `settings` for `LayerMesh.stream`."""
+def print_answer(mesh: LayerMesh, prompt: Prompt, settings: GenerationSettings, *, as_json: bool, quiet: bool) -> None:
+    """Answer `prompt` on stdout, as text or as one JSON object."""
     line = StatusLine()
-    watcher = _Watcher(mesh, line)
-    if not quiet:
-        mesh.local.stage.watcher = watcher.block
+    watcher = _Watcher(mesh, None if quiet else line)
+    mesh.local.stage.watcher = watcher.block
     shown = harmless if sys.stdout.isatty() else str
     ended = True
     try:
         stream = mesh.stream(prompt, **settings)
         for token in stream:
+            check_interrupt()
             watcher.num_tokens += 1
             if token.text and not as_json:
                 line.clear()
@@ -38,13 +39,13 @@ def print_answer(mesh: LayerMesh, prompt: Prompt, *, as_json: bool, quiet: bool,
     if as_json:
         print_json(stream.answer.to_dict())
     if not quiet:
-        note(_summary(stream.answer, mesh.local.definition.context_length))
+        note(_summary(stream, stream.answer, mesh.local.definition.context_length))
 
 
 class _Watcher:
-    """Follows the blocks of each sweep, for the status line."""
+    """Follows the blocks of each sweep, for the status line, and ends it where a signal was swallowed."""
 
-    def __init__(self, mesh: LayerMesh, line: StatusLine) -> None:
+    def __init__(self, mesh: LayerMesh, line: StatusLine | None) -> None:
         self.num_tokens = 0
         self._files = mesh.local.stage.files
         self._num_layers = mesh.local.definition.num_layers
@@ -53,6 +54,9 @@ class _Watcher:
         self._sweep = 0
 
     def block(self, block: Block) -> None:
+        check_interrupt()
+        if self._line is None:
+            return
         if block.layer == 0:
             self._sweep += 1
         place = block.name if block.layer is None else f"layer {block.layer + 1}/{self._num_layers}"
@@ -63,20 +67,30 @@ class _Watcher:
         )
 
 
-def _summary(answer: Answer, context_length: int | None) -> str:
-    timings, stream, memory = answer.timings, answer.stream, answer.memory
+def _summary(stream: TokenStream, answer: Answer, context_length: int | None) -> str:
+    timings, memory = answer.timings, answer.memory
     num_tokens = len(answer.token_ids)
     parts = [f"{num_tokens} token{'s' * (num_tokens != 1)}"]
     if answer.finish_reason == "length":
-        full = answer.prompt_tokens + num_tokens == context_length
-        parts.append(f"cut off at the model's context of {context_length}" if full else "cut off at the limit")
+        parts.append(_why_cut_off(stream, answer, context_length))
     if timings.decode_tokens_per_second is not None:
         parts.append(f"{timings.decode_tokens_per_second:.2f} tok/s")
     parts.append(f"first after {format_seconds(timings.time_to_first_token_seconds)}")
-    if stream.bytes_per_token:
-        parts.append(f"{format_bytes(stream.bytes_per_token)}/token at {format_bytes(stream.bytes_per_second)}/s from disk")
+    read = answer.stream
+    if read.bytes_per_token and any(stage.streamed_bytes for stage in answer.plan.stages):
+        parts.append(f"{format_bytes(read.bytes_per_token)}/token at {format_bytes(read.bytes_per_second)}/s from disk")
     budget = f" of {format_bytes(memory.host_budget_bytes)}" if memory.host_budget_bytes else ""
     parts.append(f"{format_bytes(memory.host_peak_bytes)}{budget} host memory")
     if memory.device_peak_bytes:
         parts.append(f"{format_bytes(memory.device_peak_bytes)} on the device")
-    return f"[{', '.join(parts)}, seed {answer.seed}]"
+    if not stream.greedy:
+        parts.append(f"seed {answer.seed}")
+    return f"[{', '.join(parts)}]"
+
+
+def _why_cut_off(stream: TokenStream, answer: Answer, context_length: int | None) -> str:
+    if stream.cut_to is not None:
+        return f"cut to {stream.cut_to} tokens by the memory allowed"
+    if answer.prompt_tokens + len(answer.token_ids) == context_length:
+        return f"cut off at the model's context of {context_length}"
+    return "cut off at the limit"

@@ -16,10 +16,9 @@ def print_plan(local: LocalModel, *, as_json: bool) -> None:
     assert residency is not None
     if as_json:
         blocks = [_describe(block, residency) for block in residency.blocks]
-        print_json({"model": local.name, "blocks": blocks, **plan.to_dict()})
+        print_json({"model": local.name, "num_tokens": local.planned_tokens, "blocks": blocks, **plan.to_dict()})
         return
-    prediction = plan.prediction
-    assert prediction is not None
+    assert plan.predicted_seconds_per_token is not None
     architecture = type(local.definition.model).__name__
     lines = [
         (
@@ -33,10 +32,11 @@ def print_plan(local: LocalModel, *, as_json: bool) -> None:
         (
             f"in memory  {format_bytes(residency.resident_bytes)} of blocks, "
             f"{format_bytes(residency.num_slots * residency.slot_bytes)} to stream through, "
-            f"{format_bytes(residency.working_bytes)} for caches and the rest"
+            f"{format_bytes(residency.working_bytes)} for the caches of "
+            f"{local.planned_tokens} tokens and the rest"
         ),
         f"streamed   {format_bytes(residency.streamed_bytes)} from disk for every token",
-        f"predicted  {format_seconds(prediction.seconds_per_token)} per token, limited by {prediction.bottleneck}",
+        f"predicted  {format_seconds(plan.predicted_seconds_per_token)} per token, limited by {plan.bottleneck}",
     ]
     print("\n".join(lines))  # noqa: T201
 

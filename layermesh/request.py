@@ -1,0 +1,109 @@
+"""What is asked of a model: a prompt and settings, made into ids, limits and a way to choose."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeGuard, cast
+
+from layermesh.coordinator.chat import Message
+from layermesh.coordinator.generation import Limits
+from layermesh.coordinator.sampling import SamplingParams
+from layermesh.coordinator.stop_tokens import stop_token_ids
+from layermesh.coordinator.text_stream import TextStream
+from layermesh.coordinator.tokenizer import Tokenizer
+from layermesh.local import LocalModel
+from layermesh.settings import GenerationSettings, Prompt, check_length, check_prompt, check_sampling, is_whole, sampling
+from layermesh.shared.errors import CheckpointError, UsageError
+
+DEFAULT_NEW_TOKENS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt that can be run: its ids, when the answer ends, how tokens are chosen and what makes text of them.
+
+    `flexible` is whether the answer may be shorter than its limit where memory is short.
+    """
+
+    prompt_ids: list[int]
+    limits: Limits
+    flexible: bool
+    params: SamplingParams
+    text: TextStream
+
+    @classmethod
+    def make(cls, local: LocalModel, prompt: Prompt, settings: GenerationSettings) -> "Request":
+        """Return what `prompt` and `settings` ask of `local`; raises UsageError, TokenizerError or CheckpointError."""
+        max_new_tokens, raw = settings.get("max_new_tokens"), settings.get("raw", False)
+        stop = _stop_strings(settings.get("stop", ()))
+        tokenizer = _tokenizer(local, prompt)
+        prompt_ids = _encode(local, prompt, tokenizer, system=settings.get("system"), raw=raw)
+        stop_ids = stop_token_ids(local.generation_config, local.config, tokenizer, chat=not raw)
+        return cls(
+            prompt_ids,
+            Limits(
+                _most_new_tokens(local, len(prompt_ids), max_new_tokens),
+                frozenset() if settings.get("ignore_eos", False) else stop_ids,
+            ),
+            max_new_tokens is None,
+            _params(local, settings),
+            TextStream(tokenizer, stop),
+        )
+
+
+def _params(local: LocalModel, settings: GenerationSettings) -> SamplingParams:
+    """Put together what was given and what the model's generation_config.json says; each answers for its own."""
+    check_sampling(settings)
+    try:
+        return SamplingParams.resolve(local.generation_config, **sampling(settings))
+    except (ValueError, TypeError) as error:
+        path = local.checkpoint.config_dir / "generation_config.json"
+        raise CheckpointError(f"{path} cannot be meant so: {error}. Correct or remove it.") from error
+
+
+def _tokenizer(local: LocalModel, prompt: Prompt) -> Tokenizer | None:
+    """The tokenizer; a model may do without one when it is given token ids."""
+    if _is_ids(prompt) and local.checkpoint.tokenizer_dir is None:
+        return None
+    return local.tokenizer or Tokenizer.load(None, local.name)
+
+
+def _encode(local: LocalModel, prompt: Prompt, tokenizer: Tokenizer | None, *, system: str | None, raw: bool) -> list[int]:
+    if _is_ids(prompt):
+        if system is not None:
+            raise UsageError("a system message goes with a text, not with token ids. Leave out --system.")
+        token_ids = list(prompt)
+    else:
+        if isinstance(prompt, str):
+            check_prompt(prompt, raw=raw)
+        assert tokenizer is not None
+        token_ids = tokenizer.encode(cast("str | Sequence[Message]", prompt), system=system, raw=raw)
+    check_prompt(token_ids, raw=raw)
+    vocab_size = local.definition.vocab_size
+    if not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
+        raise UsageError(
+            f"token ids run from 0 to {vocab_size - 1} for {local.name}; the prompt has {min(token_ids)} to {max(token_ids)}."
+        )
+    return token_ids
+
+
+def _most_new_tokens(local: LocalModel, num_prompt: int, max_new_tokens: int | None) -> int:
+    check_length(max_new_tokens)
+    wanted = max_new_tokens or DEFAULT_NEW_TOKENS
+    room = local.definition.context_length
+    if room is not None and num_prompt >= room:
+        raise UsageError(
+            f"the prompt has {num_prompt} tokens and {local.name} takes at most {room}, its answer included. "
+            "Shorten the prompt."
+        )
+    return wanted if room is None else min(wanted, room - num_prompt)
+
+
+def _is_ids(prompt: Prompt) -> TypeGuard[Sequence[int]]:
+    return isinstance(prompt, Sequence) and not isinstance(prompt, str | bytes) and all(map(is_whole, prompt))
+
+
+def _stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
+    strings = (stop,) if isinstance(stop, str) else tuple(stop)
+    if not all(isinstance(string, str) for string in strings):
+        raise UsageError(f"stop strings are text, not {stop!r}.")
+    return strings

@@ -1,0 +1,126 @@
+"""What a user may say about a model and an answer, and what of it can be refused before anything heavy is imported."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeGuard
+
+from layermesh.shared.errors import UsageError
+from layermesh.shared.units import parse_bytes
+
+if TYPE_CHECKING:
+    from layermesh.shared.library import Progress
+
+DTYPES: Final = ("float32", "bfloat16", "float16")
+_SAMPLING: Final = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
+
+Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
+
+
+class OpeningOptions(TypedDict, total=False):
+    """How a model is opened.
+
+    `device` is "cpu", "cuda" or "cuda:N" (None: the best there is), budgets are bytes or text such as "4GB" (None: most of
+    what is free), `dtype` is "float32", "bfloat16" or "float16" (None: the checkpoint's own where the device does it
+    well). `revision` is the branch, tag or commit of a hub model; `offline` fetches nothing; `progress` watches a download.
+    """
+
+    device: str | None
+    device_memory: int | str | None
+    host_memory: int | str | None
+    dtype: str | None
+    revision: str | None
+    offline: bool
+    progress: "Progress | None"
+
+
+class GenerationSettings(TypedDict, total=False):
+    """How an answer is made; what is left out or None comes from the model's generation_config.json.
+
+    `max_new_tokens` is the most tokens of the answer (512 unless given). `temperature` 0 takes the likeliest token, else one
+    is drawn: among the `top_k` likeliest, among the likeliest that make up the share `top_p`, among those at least `min_p`
+    times as likely as the likeliest; the same `seed` draws the same. `repetition_penalty` above 1 repeats less. `stop` is a
+    text, or several, before which the answer ends. `system` tells the model its role, `raw` leaves the chat template out,
+    and `ignore_eos` goes on past the model's own end.
+    """
+
+    max_new_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    repetition_penalty: float | None
+    seed: int | None
+    stop: str | Sequence[str]
+    system: str | None
+    raw: bool
+    ignore_eos: bool
+
+
+def check_names(given: Mapping[str, object], known: type, what: str) -> None:
+    """Raise TypeError for names that the TypedDict `known` has not."""
+    unknown = given.keys() - known.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"{what} takes no {', '.join(sorted(unknown))}; it takes {', '.join(known.__annotations__)}")
+
+
+def check_opening(options: OpeningOptions) -> None:
+    """Raise UsageError for options that no model could be opened with."""
+    device_budget(options)
+    host_budget(options)
+    dtype = options.get("dtype")
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(f"no dtype {dtype!r}; say {', '.join(DTYPES)}.")
+
+
+def device_budget(options: OpeningOptions) -> int | None:
+    """Return the bytes to use on the device; None: nobody said. Raises UsageError."""
+    return _budget(options.get("device_memory"), "--device-memory")
+
+
+def host_budget(options: OpeningOptions) -> int | None:
+    """Return the bytes to use on the host; None: nobody said. Raises UsageError."""
+    return _budget(options.get("host_memory"), "--host-memory")
+
+
+def check_prompt(prompt: Prompt, *, raw: bool) -> None:
+    """Raise UsageError for a prompt in which nothing is said."""
+    if not (prompt.strip() if isinstance(prompt, str) and not raw else prompt):
+        raise UsageError("the prompt is empty. Say something to the model.")
+
+
+def check_length(max_new_tokens: int | None) -> None:
+    """Raise UsageError for a number of tokens that no answer can have."""
+    if max_new_tokens is not None and not (is_whole(max_new_tokens) and max_new_tokens >= 1):
+        raise UsageError(f"an answer has a whole number of tokens and at least one, not {max_new_tokens!r}.")
+
+
+def check_sampling(settings: GenerationSettings) -> None:
+    """Raise UsageError for values that no token can be chosen with. Imports torch if there are any."""
+    if all(value is None for value in sampling(settings).values()):
+        return
+    from layermesh.coordinator.sampling import SamplingParams
+
+    try:
+        SamplingParams.resolve({}, **sampling(settings))
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{error}.") from error
+
+
+def sampling(settings: GenerationSettings) -> dict[str, Any]:
+    """Return those of the settings that decide which token follows."""
+    return {name: value for name, value in settings.items() if name in _SAMPLING}
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether `value` is a whole number, and not a truth value."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _budget(size: int | str | None, flag: str) -> int | None:
+    try:
+        num_bytes = None if size is None else parse_bytes(size)
+    except (ValueError, ArithmeticError) as error:
+        raise UsageError(f"{flag}: {error}.") from error
+    if num_bytes is not None and num_bytes > sys.maxsize:
+        raise UsageError(f"{flag}: no machine has {str(size)[:40]} of memory. Write it like 512MB, 4GB or 1.5GiB.")
+    return num_bytes
