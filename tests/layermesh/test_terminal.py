@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -192,6 +193,43 @@ def test_ctrl_c_and_sigterm_end_it(
         by_signal.read_until(lambda: has_come_so_far(by_signal))
         by_signal.process.send_signal(signal.SIGTERM)
         check_end(by_signal)
+
+
+@pytest.mark.parametrize("seconds", [0.2, 0.4, 0.7, 1.0, 1.4, 1.8, 2.3, 3.0])
+def test_an_interrupt_at_any_time_of_the_start_up(seconds: float, endless: Path) -> None:
+    command = [sys.executable, "-m", "layermesh", *answering(endless, *LONG_PROMPT)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=child_environ(), text=True) as process:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=20)[1]
+    assert process.returncode == 130, said
+    assert said == "error: interrupted\n"
+
+
+@pytest.mark.parametrize("becomes", ["pass", "raise ModuleNotFoundError('no module')"], ids=["nothing", "an error"])
+@pytest.mark.parametrize("module", ["greenlet", "transformers.models.llama.modeling_llama"], ids=["import", "building"])
+def test_an_interrupt_that_is_swallowed(module: str, becomes: str, text_model: Path) -> None:
+    script = f"""
+import os, signal, sys
+from layermesh.interrupts import catch_interrupts
+
+class Swallowing:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt:
+                {becomes}
+
+catch_interrupts()
+sys.meta_path.insert(0, Swallowing())
+from layermesh.cli import main
+main()
+"""
+    command = [sys.executable, "-c", script, "generate", "-m", str(text_model), "Hi", "-n", "2"]
+    done = subprocess.run(command, env=child_environ(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
 
 
 def test_an_interrupt_while_a_gguf_file_is_unpacked(tmp_path: Path) -> None:
