@@ -2,8 +2,8 @@
 
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import replace
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self, Unpack
 
@@ -21,19 +21,35 @@ from layermesh.shared.library import DEFAULT_MODEL
 LEAST_NEW_TOKENS = 64  # what an answer may shrink to where memory is short and nobody asked for a length
 
 
+@dataclass(slots=True)
+class _Outcome:
+    """What becomes of a stream. Apart from it, so that a stream that is dropped goes, and its memory, at once."""
+
+    answer: Answer | None = None
+    cut_to: int | None = None
+
+
 class TokenStream:
-    """The tokens of an answer as they are made; `answer` is there once they have all been taken.
+    """The tokens of an answer as they are made.
 
     Memory is set aside with the first token and given back with the last, by `close`, or when the stream is dropped.
-    `greedy` is whether the likeliest token is taken each time; `cut_to` is the most tokens that memory had room for, None
-    where it had enough.
+    `greedy` is whether the likeliest token is taken each time.
     """
 
-    def __init__(self, run: Callable[["TokenStream"], Generator[Token]], *, greedy: bool) -> None:
-        self.answer: Answer | None = None
+    def __init__(self, tokens: Generator[Token], outcome: _Outcome, *, greedy: bool) -> None:
         self.greedy = greedy
-        self.cut_to: int | None = None
-        self._tokens = run(self)
+        self._tokens = tokens
+        self._outcome = outcome
+
+    @property
+    def answer(self) -> Answer | None:
+        """The whole answer, once all tokens have been taken."""
+        return self._outcome.answer
+
+    @property
+    def cut_to(self) -> int | None:
+        """The most tokens that memory had room for; None where it had enough."""
+        return self._outcome.cut_to
 
     def __enter__(self) -> Self:
         return self
@@ -100,16 +116,17 @@ class LayerMesh:
         check_names(settings, GenerationSettings, "an answer")
         self._check_open()
         request = Request.make(self.local, prompt, settings)
-        return TokenStream(lambda stream: self._run(stream, request, began), greedy=request.params.greedy)
+        outcome = _Outcome()
+        return TokenStream(self._run(request, outcome, began), outcome, greedy=request.params.greedy)
 
-    def _run(self, stream: TokenStream, request: Request, began: float) -> Generator[Token]:
+    def _run(self, request: Request, outcome: _Outcome, began: float) -> Generator[Token]:
         self._check_open()
         meter = Meter(self.local, began)
         text, session = request.text, SessionId(uuid.uuid4().hex)
         try:
             limits, chunk = self._reserve(session, request)
             if limits != request.limits:
-                stream.cut_to = limits.max_new_tokens
+                outcome.cut_to = limits.max_new_tokens
             sampler = Sampler(request.params, request.prompt_ids)
             answering = Answering(session, request.prompt_ids, sampler, limits, chunk)
             for token_id in generate(self.local.pipeline, answering):
@@ -119,7 +136,7 @@ class LayerMesh:
                     answering.finish_reason = "stop"
                 if answering.finish_reason is not None:
                     piece += text.finish()
-                    stream.answer = self._answer(answering, request, meter)
+                    outcome.answer = self._answer(answering, request, meter)
                 yield Token(token_id, piece)
                 if answering.finish_reason is None:
                     self._check_open()

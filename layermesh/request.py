@@ -12,7 +12,7 @@ from layermesh.coordinator.text_stream import TextStream
 from layermesh.coordinator.tokenizer import Tokenizer
 from layermesh.local import LocalModel
 from layermesh.settings import GenerationSettings, Prompt, check_length, check_prompt, check_sampling, is_whole, sampling
-from layermesh.shared.errors import CheckpointError, UsageError
+from layermesh.shared.errors import CheckpointError, TokenizerError, UsageError
 
 DEFAULT_NEW_TOKENS = 512
 
@@ -64,6 +64,10 @@ def _tokenizer(local: LocalModel, prompt: Prompt) -> Tokenizer | None:
     """The tokenizer; a model may do without one when it is given token ids."""
     if _is_ids(prompt) and local.checkpoint.tokenizer_dir is None:
         return None
+    if local.tokenizer is None and local.checkpoint.tokenizer_error is not None:
+        raise TokenizerError(
+            f"no text can be given to {local.name}: {local.checkpoint.tokenizer_error}. Give token ids: --prompt-ids 1,2,3."
+        )
     return local.tokenizer or Tokenizer.load(None, local.name)
 
 

@@ -130,6 +130,26 @@ def test_raw_leaves_the_chat_template_out(layermesh: Run, text_model: Path) -> N
     assert answer(layermesh(*command, "--system", "Be kind"))["prompt_tokens"] == len("HelloBe kind") + 5
 
 
+def test_the_summary_says_only_what_is_so(layermesh: Run, text_model: Path) -> None:
+    command = ("generate", "-m", text_model, "Hello", "-n", 6)
+    greedy = layermesh(*command, "--temperature", "0").stderr
+    assert "from disk" not in greedy
+    assert "seed" not in greedy
+    assert "seed 7" in layermesh(*command, "--temperature", "1", "--seed", "7").stderr
+    refused = layermesh(*command, "--host-memory", "1MB").stderr
+    assert "from disk" in layermesh(*command, "--host-memory", refused.split("--host-memory ")[1].strip().rstrip(".")).stderr
+
+
+def test_an_answer_that_memory_cuts_says_so(layermesh: Run, spoilt: Path) -> None:
+    change_config(spoilt, max_position_embeddings=4096)
+    command = ("generate", "-m", spoilt, "--prompt-ids", "5,6", "--ignore-eos")
+    refused = layermesh(*command, "-n", 128, "--host-memory", "10kB").stderr
+    enough = refused.split("--host-memory ")[1].strip().rstrip(".")
+    result = layermesh(*command, "--host-memory", enough)
+    assert result.exit_code == 0
+    assert "128 tokens, cut to 128 tokens by the memory allowed" in result.stderr
+
+
 def test_the_context_is_the_end(layermesh: Run, text_model: Path) -> None:
     result = layermesh("generate", "-m", text_model, "x" * 240, "--ignore-eos")
     assert result.exit_code == 0

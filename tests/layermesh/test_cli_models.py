@@ -117,6 +117,7 @@ def test_a_plan_says_what_stays_and_what_streams(text_model: Path, layermesh: Ru
     assert "LlamaForCausalLM, 4 layers, computed in float32 on cpu" in roomy.stdout
     assert "layer 0 to layer 3" in roomy.stdout
     assert "predicted" in roomy.stdout
+    assert "for the caches of 256 tokens" in roomy.stdout
     assert "streams" not in roomy.stdout
     assert "streams" in layermesh("plan", "-m", text_model, "--host-memory", least_memory(layermesh, text_model)).stdout
 

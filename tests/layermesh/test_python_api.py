@@ -1,15 +1,18 @@
 import gc
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cli_checkpoints import change_config
 from transformers import AutoModelForCausalLM
 
 import layermesh
 from layermesh import Answer, LayerMesh, Token
+from layermesh.settings import GenerationSettings
 from layermesh.shared.errors import BudgetError, CheckpointError, ModelNotFoundError, TokenizerError, UsageError
 
 
@@ -43,6 +46,7 @@ def test_records_are_read_by_attribute_and_by_key(mesh: LayerMesh) -> None:
         with pytest.raises(KeyError):
             record["nonsense"]
     assert answer.to_dict()["timings"] == dict(answer.timings)
+    assert answer["plan"]["stages"][0]["start"] == answer.plan.stages[0].start == 0
 
 
 def test_tokens_are_those_of_transformers(mesh: LayerMesh, text_model: Path) -> None:
@@ -100,14 +104,57 @@ def test_two_streams_by_turns(mesh: LayerMesh) -> None:
     assert [list(ids) for ids in zip(*got, strict=True)] == expected
 
 
-@pytest.mark.parametrize("how", ["close", "forget", "never-begun"])
+def test_streams_that_are_dropped_give_their_memory_back(text_model: Path) -> None:
+    settings: GenerationSettings = {"max_new_tokens": 200, "ignore_eos": True}
+    with LayerMesh(str(text_model), host_memory="100kB") as mesh, pytest.raises(BudgetError) as refused:
+        next(mesh.stream([5, 6, 7], **settings))
+    assert mesh.local.stage._reserved == {}
+    with LayerMesh(str(text_model), host_memory=refused.value.needed_bytes) as mesh:  # no room for two
+        for index in range(100):
+            stream = mesh.stream([5, 6, 7], **settings)
+            if index % 10 == 0:
+                next(stream)
+            del stream
+            assert mesh.local.stage._reserved == {}
+        assert len(mesh.generate([5, 6, 7], **settings).token_ids) == 200
+
+
+def test_a_stream_of_a_closed_mesh_says_so(text_model: Path) -> None:
+    with LayerMesh(str(text_model)) as mesh:
+        begun, unbegun = (mesh.stream([5, 6, 7], max_new_tokens=20, ignore_eos=True) for _ in range(2))
+        next(begun)
+    for stream in (begun, unbegun):
+        with pytest.raises(UsageError, match="is closed"):
+            next(stream)
+
+
+def test_sweeps_count_the_chunks_of_a_prompt(spoilt: Path) -> None:
+    with LayerMesh(str(change_config(spoilt, max_position_embeddings=1000))) as mesh:
+        load_seconds = mesh.local.load_seconds
+        answers = [mesh.generate([5] * num_prompt, max_new_tokens=3, ignore_eos=True) for num_prompt in (600, 5)]
+        assert [answer.stream.sweeps for answer in answers] == [4, 3]
+        assert {answer.timings.load_seconds for answer in answers} == {load_seconds}
+
+
+@pytest.mark.parametrize("call", ["LayerMesh", "generate", "stream"])
+def test_unknown_settings_are_named(call: str, mesh: LayerMesh, text_model: Path) -> None:
+    calls: dict[str, Any] = {"generate": mesh.generate, "stream": mesh.stream, "LayerMesh": LayerMesh}
+    with pytest.raises(TypeError, match="temprature"):
+        calls[call](str(text_model), temprature=1)
+
+
+@pytest.mark.parametrize("how", ["close", "leave", "forget", "never-begun"])
 def test_a_stream_that_ends_early_leaves_nothing(how: str, mesh: LayerMesh) -> None:
     stream = mesh.stream([5, 6, 7], max_new_tokens=50, ignore_eos=True)
     if how != "never-begun":
         next(stream)
         assert len(mesh.local.stage._sessions) == 1
-    if how == "close":
-        stream.close()
+    if how in ("close", "leave"):
+        if how == "close":
+            stream.close()
+        else:
+            with stream:
+                pass
         with pytest.raises(StopIteration):
             next(stream)
         assert stream.answer is None
@@ -188,6 +235,14 @@ def test_models_that_do_not_open(settings: dict[str, Any], error: type[Exception
 def test_text_without_a_tokenizer(bare_model: Path) -> None:
     with LayerMesh(str(bare_model)) as mesh, pytest.raises(TokenizerError):
         mesh.generate("Hello")
+
+
+def test_a_tokenizer_that_could_not_be_made_says_why(bare_model: Path) -> None:
+    with LayerMesh(str(bare_model)) as mesh:
+        mesh.local.checkpoint = replace(mesh.local.checkpoint, tokenizer_error="its merges are of an unknown kind")
+        with pytest.raises(TokenizerError, match="its merges are of an unknown kind"):
+            mesh.generate("Hello")
+        assert mesh.generate([5], max_new_tokens=1).token_ids
 
 
 def test_too_little_memory_says_how_much_would_do(text_model: Path) -> None:
