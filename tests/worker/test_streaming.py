@@ -304,10 +304,11 @@ def mapped(monkeypatch) -> list[weakref.ref[mmap.mmap]]:
     """The memory that buffers take during the test."""
     taken = []
 
-    def take(num_bytes):
-        memory = mmap.mmap(-1, num_bytes)
+    def take(*args, **kwargs):
+        memory = mapped(*args, **kwargs)
         taken.append(weakref.ref(memory))
         return memory
 
-    monkeypatch.setattr(buffers, "_map", take)
+    mapped = mmap.mmap
+    monkeypatch.setattr(buffers.mmap, "mmap", take)
     return taken
