@@ -115,8 +115,7 @@ class LocalModel:
         assert self.stage.residency is not None
         prediction = None
         if measured:
-            sample = max(self.table.layers, key=lambda block: block.loaded_bytes)
-            prediction = predict([self.stage.residency], measure_profile(sample))
+            prediction = predict([self.stage.residency], measure_profile(*self.table.layers))
         stages = (StagePlan.of(WORKER_NAME, self.stage.span, self.stage.residency),)
         if prediction is None:
             return Plan(stages)

@@ -14,7 +14,10 @@ FORBIDDEN = {
     "worker": ("coordinator",),
     "coordinator": ("worker",),
 }
-ON_TOP = ("cli", "mesh", "local", "generating", "planning", "listing", "terminal", "LayerMesh")
+ON_TOP = (
+    *("cli", "cli_generate", "cli_plan", "cli_list", "interrupts", "mesh", "meter", "local"),
+    *("reporting", "request", "settings", "terminal", "LayerMesh"),
+)
 HEAVY = ("torch", "transformers", "grpc", "fastapi", "numpy", "gguf", "safetensors", "huggingface_hub", "tokenizers")
 
 

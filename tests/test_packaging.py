@@ -29,7 +29,7 @@ def test_the_wheel_holds_every_module_where_it_is_imported_from(wheel):
 def test_the_packed_command_starts(wheel, tmp_path):
     wheel.extractall(tmp_path)
     run = subprocess.run(
-        [sys.executable, "-c", "from layermesh.cli import main; main()", "--help"],
+        [sys.executable, "-c", "from layermesh.__main__ import main; main()", "--help"],
         cwd=tmp_path,
         env={"PYTHONPATH": str(tmp_path), "PATH": ""},
         capture_output=True,
