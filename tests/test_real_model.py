@@ -29,7 +29,7 @@ def test_the_default_model_knows_the_capital_of_france_in_a_small_budget(model):
         answer = mesh.generate(CAPITAL, max_new_tokens=20, temperature=0)
     assert "Paris" in answer.text
     assert answer.finish_reason == "stop"
-    assert answer.plan.stages[0].residency.streamed_bytes > 0
+    assert answer.plan.stages[0].streamed_bytes > 0
 
 
 def test_its_logits_are_those_of_transformers_own_gguf_loader(model, monkeypatch):

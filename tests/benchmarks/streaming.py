@@ -67,18 +67,18 @@ def main() -> None:
                 sweep_seconds(mesh)
                 pairs = [(sweep_seconds(mesh), read_alone(mesh)) for _ in range(ROUNDS)]
                 plan = mesh.local.plan(measured=True)
-                assert plan.prediction is not None
+                assert plan.predicted_seconds_per_token is not None
                 sweep = statistics.median(pair[0] for pair in pairs)
                 reading = statistics.median(pair[1] for pair in pairs)
                 row = {
                     "name": name,
                     "budget": budget,
-                    "streamed_bytes": plan.stages[0].residency.streamed_bytes,
+                    "streamed_bytes": plan.stages[0].streamed_bytes,
                     "seconds_per_token": sweep,
                     "reading_alone_seconds": reading,
                     "computing_alone_seconds": computing,
                     "share_of_bound": max(reading, computing) / sweep,
-                    "predicted_seconds_per_token": plan.prediction.seconds_per_token,
+                    "predicted_seconds_per_token": plan.predicted_seconds_per_token,
                 }
             rows.append(row)
             print(
