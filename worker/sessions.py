@@ -1,6 +1,5 @@
 """One sequence at one stage: its cache, and what transformers carries from call to call."""
 
-import inspect
 from typing import Any
 
 import torch
@@ -83,12 +82,7 @@ class Session:
 
 def _without_logits(outputs: Any) -> Any:
     """Keep of a model's outputs what the next call needs."""
-    kept = {name: value for name, value in outputs.items() if name in CACHE_NAMES}
-    return type(outputs)(**{name: value for name, value in kept.items() if name in _fields(outputs)})
-
-
-def _fields(outputs: Any) -> set[str]:
-    return set(inspect.signature(type(outputs)).parameters)
+    return type(outputs)(**{name: value for name, value in outputs.items() if name in CACHE_NAMES})
 
 
 def _tensors(value: Any, seen: set[int]) -> list[torch.Tensor]:

@@ -18,6 +18,7 @@ def cache_folder() -> Path:
 
 
 def repo_folder(repo_id: str) -> Path:
+    """Return the folder of all that the cache holds of a repository."""
     return cache_folder() / "--".join(["models", *repo_id.split("/")])
 
 
@@ -27,6 +28,7 @@ def lock_path(repo_id: str, sha256: str) -> Path:
 
 
 def blob_path(repo_id: str, sha256: str) -> Path:
+    """Return where the complete file with this hash lies or would lie."""
     return repo_folder(repo_id) / "blobs" / sha256
 
 

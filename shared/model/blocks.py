@@ -99,11 +99,6 @@ class BlockTable:
         """The blocks of one sweep in order: the layers, then the head."""
         return (*self.layers, self.head) if self.head.tensors else self.layers
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the whole model ready to compute with, lookups aside."""
-        return self.rest.loaded_bytes + sum(block.loaded_bytes for block in self.stream)
-
 
 def build_block_table(checkpoint: Checkpoint, definition: ModelDefinition) -> BlockTable:
     """Divide the parameters of a model into blocks, and compute its buffers that no checkpoint holds.
