@@ -2,10 +2,13 @@
 
 import mmap
 from collections.abc import Mapping
+from typing import Final
 
 import torch
 
 from layermesh.shared.model.blocks import Block
+
+_HUGE_BYTES: Final = 1 << 22
 
 
 class Buffer:
@@ -16,8 +19,15 @@ class Buffer:
 
     def __init__(self, num_bytes: int) -> None:
         self.num_bytes = num_bytes
-        memory = mmap.mmap(-1, max(num_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self.bytes = torch.frombuffer(memory, dtype=torch.uint8)  # [num_bytes]; it keeps the mapping
+        self.bytes = torch.frombuffer(aligned_memory(num_bytes), dtype=torch.uint8)  # [num_bytes]; it keeps the mapping
+
+
+def aligned_memory(num_bytes: int) -> mmap.mmap:
+    """Map fresh memory that begins at a page."""
+    memory = mmap.mmap(-1, max(num_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if num_bytes >= _HUGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)  # fewer address translations while the weights are gone through
+    return memory
 
 
 def block_tensors(block: Block, memory: torch.Tensor) -> Mapping[str, torch.Tensor]:
