@@ -71,7 +71,7 @@ class LocalModel:
             self.definition = define_model(self.checkpoint.config_dir, self.dtype)
             self.table = build_block_table(self.checkpoint, self.definition)
             span = LayerSpan(0, self.definition.num_layers)
-            self.stage = Stage(self.definition, self.table, span, self.device, *self._stage_budget())
+            self.stage = Stage(self.definition, self.table, span, self.device, *self._stage_budget(), self._staging_budget())
         self.pipeline = Pipeline([self.stage])
         self.load_seconds = time.monotonic() - began
 
@@ -147,6 +147,12 @@ class LocalModel:
         choices = (by_host, by_device) if self.device.type == "cpu" else (by_device,)
         given = [(budget, flag) for budget, flag in choices if budget is not None]
         return min(given, default=(free_memory(self.device), choices[0][1]))
+
+    def _staging_budget(self) -> int | None:
+        """The bytes of host memory from which a device with memory of its own is fed."""
+        if self.device.type == "cpu":
+            return None
+        return self.host_budget_bytes or free_memory(torch.device("cpu")) // 2  # pinned, so nobody else gets it
 
 
 def _dtype(name: str | None) -> torch.dtype | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from layermesh.shared.model.blocks import PAGE_BYTES, Block, BlockTensor
-from layermesh.shared.model.recipes import Conversion, Copy, Recipe
+from layermesh.shared.model.recipes import Copy, Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,11 @@ class Extent:
 
     def continues(self, other: "Extent") -> bool:
         """Whether this begins where `other` ends, in the file and in the buffer."""
-        return (self.path, self.offset, self.place) == (other.path, other.offset + other.num_bytes, other.place + other.num_bytes)
+        return (self.path, self.offset, self.place) == (
+            other.path,
+            other.offset + other.num_bytes,
+            other.place + other.num_bytes,
+        )
 
     def pieces(self, max_bytes: int) -> Iterator["Extent"]:
         """Cut it at whole pages of the file into pieces of at most `max_bytes`."""

@@ -35,8 +35,7 @@ class BlockLoader:
     def start(self, block: Block, buffer: Buffer) -> "Loading":
         """Begin to load `block` into `buffer` and return at once."""
         route = self._route(block)
-        memory = _memory(buffer.bytes)
-        parts = [self._readers.submit(self._fill, piece, memory) for piece in route.pieces]
+        parts = [self._readers.submit(self._fill, piece, buffer) for piece in route.pieces]
         parts += [self._readers.submit(torch.inference_mode()(job)) for job in self._jobs(block, route.others, buffer)]
         return Loading(parts)
 
@@ -71,8 +70,9 @@ class BlockLoader:
             self._routes[block.name] = route
         return route
 
-    def _fill(self, piece: Extent, memory: memoryview) -> None:
-        self._files.read_into(piece.path, piece.offset, memory[piece.place : piece.place + piece.num_bytes])
+    def _fill(self, piece: Extent, buffer: Buffer) -> None:
+        buffer.wait_until_free()
+        self._files.read_into(piece.path, piece.offset, _memory(buffer.bytes[piece.place : piece.place + piece.num_bytes]))
 
     def _jobs(self, block: Block, recipes: Sequence[Recipe], buffer: Buffer) -> Iterator[Callable[[], None]]:
         tensors = block_tensors(block, buffer.bytes) if recipes else {}
