@@ -69,7 +69,7 @@ class LocalModel:
         _check_config(self.checkpoint, self.config)
         with _blaming(self.checkpoint):
             self.definition = define_model(self.checkpoint.config_dir, self.dtype)
-            self.table = build_block_table(self.checkpoint, self.definition)
+            self.table = build_block_table(self.checkpoint, self.definition, fast_path=options.get("fast_path", True))
             span = LayerSpan(0, self.definition.num_layers)
             self.stage = Stage(self.definition, self.table, span, self.device, *self._stage_budget(), self._staging_budget())
         self.pipeline = Pipeline([self.stage])

@@ -23,9 +23,11 @@ SIZE = SequenceSize(NUM_TOKENS, NUM_NEW)
 PLENTY = 1 << 30
 
 
-def open_model(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[ModelDefinition, BlockTable]:
+def open_model(
+    folder: Path, dtype: torch.dtype = torch.float32, *, fast_path: bool = False
+) -> tuple[ModelDefinition, BlockTable]:
     definition = define_model(folder, dtype)
-    return definition, build_block_table(open_checkpoint(folder, folder / "unpacked"), definition)
+    return definition, build_block_table(open_checkpoint(folder, folder / "unpacked"), definition, fast_path=fast_path)
 
 
 @contextmanager

@@ -185,7 +185,9 @@ class Stage:
                 raise MeshError(f"layers {self.span} take hidden states from the stage before, and only from there.")
         for frame in frames:
             if frame.session not in self._sessions:
-                self._sessions[frame.session] = Session(frame.session, self._definition.model, self._device)
+                size = self._reserved.get(frame.session)
+                num_tokens = len(frame.token_ids) if size is None else size.num_tokens
+                self._sessions[frame.session] = Session(frame.session, self._definition, self._device, num_tokens)
 
     def _run(self, frame: Frame) -> object:
         session = self._sessions[frame.session]
@@ -198,7 +200,7 @@ class Stage:
         session = self._sessions[frame.session]
         ended = isinstance(forward.result, LayerOutput)
         session.finish(frame, CausalLMOutputWithPast(past_key_values=forward.cache) if ended else forward.result)
-        session.hold_places(self.span, self._definition)
+        session.hold_places(self.span)
         if ended:
             return Frame(frame.session, frame.epoch, frame.step, frame.position, frame.token_ids, forward.result)
         return Logits(frame.session, frame.step, forward.result.logits[0, -1].float())
