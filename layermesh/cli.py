@@ -189,6 +189,28 @@ def plan(
 
 
 @app.command()
+def bench(
+    model: Model = None,
+    device: Device = None,
+    device_memory: DeviceMemory = None,
+    host_memory: HostMemory = None,
+    dtype: Dtype = None,
+    no_fast_path: NoFastPath = False,
+    revision: Revision = None,
+    offline: Offline = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure this machine with a model: disk, weights, prefill, decode, and how near the bound that comes."""
+    with reporting(debug):
+        options = _options(device, device_memory, host_memory, dtype, no_fast_path, revision, offline)
+        with _open(model, options) as mesh:
+            from layermesh.cli_bench import print_bench
+
+            print_bench(mesh, as_json=as_json)
+
+
+@app.command()
 def pull(
     name: Annotated[str, typer.Argument(help="A name of the catalog, or a hub id.")],
     revision: Revision = None,

@@ -111,11 +111,11 @@ class LocalModel:
     def plan(self, *, measured: bool) -> Plan:
         """Return what stays in memory and what streams; `measured` also times a block, to predict the speed."""
         if self.stage.residency is None:
-            self._reserve_for_plan()
+            self.reserve_for_plan()
         assert self.stage.residency is not None
         prediction = None
         if measured:
-            prediction = predict([self.stage.residency], measure_profile(*self.table.layers))
+            prediction = predict([self.stage.residency], measure_profile(self.stage))
         stages = (StagePlan.of(WORKER_NAME, self.stage.span, self.stage.residency),)
         if prediction is None:
             return Plan(stages)
@@ -125,7 +125,7 @@ class LocalModel:
         """Give everything back."""
         self.stage.close()
 
-    def _reserve_for_plan(self) -> None:
+    def reserve_for_plan(self) -> None:
         """Make room for as long a sequence as fits, from what is usual down to a short one."""
         num_tokens = min(PLANNED_TOKENS, self.definition.context_length or PLANNED_TOKENS)
         while True:

@@ -1,6 +1,6 @@
 """A span of layers loaded on one device: frames in, frames or logits out."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -56,7 +56,7 @@ class Stage:
         self._peak_bytes = 0
         self.watcher: Watcher | None = None
         self._definition = definition
-        self._device = device
+        self.device = device
         self._budget_bytes = budget_bytes
         self._budget_flag = budget_flag
         self._host_budget_bytes = host_budget_bytes
@@ -110,6 +110,19 @@ class Stage:
             raise
         return outcomes
 
+    def trial(self, frame: Frame, blocks: Sequence[Block], streamer: Streamer) -> None:
+        """Run `frame` through `blocks` alone, which `streamer` brings: the first layer and some others of this stage.
+
+        What becomes of it means nothing; the time it takes does. Raises what the model's own code does.
+        """
+        self._admit([frame])
+        with torch.inference_mode():
+            forward = Forward(partial(self._run, frame), frame.hidden, only={block.name for block in blocks})
+            sweep([forward], blocks, streamer, self._binder)
+            outcome = self._finish(frame, forward)
+        if isinstance(outcome, Failure):
+            raise outcome.error
+
     def release(self, session: SessionId) -> None:
         """Forget a session and its cache; one that was never opened is no error."""
         if session in self._sessions:
@@ -128,11 +141,16 @@ class Stage:
         """Host memory that blocks pass through on their way to another device."""
         return 0 if self.residency is None else self.residency.host_bytes
 
+    def unbind(self, blocks: Iterable[Block]) -> None:
+        """Let modules go of `blocks`, so that their memory goes too."""
+        for block in blocks:
+            self._binder.unbind(block)
+
     def close(self) -> None:
         """Stop reading and give all memory back."""
         self._sessions.clear()
         self._reserved.clear()
-        self._unbind()
+        self.unbind(() if self.residency is None else self.residency.blocks)
         if self._streamer is not None:
             self._streamer.close()
         self._loader.close()
@@ -141,32 +159,26 @@ class Stage:
     def _lay_out(self, residency: Residency) -> None:
         self._measure()
         if self._streamer is None or self.residency is None or not residency.is_laid_out_as(self.residency):
-            streamer = Streamer(residency, self._loader, place_on(self._device, residency))
-            if self._streamer is not None:
+            streamer = Streamer(residency, self._loader, place_on(self.device, residency))
+            if self._streamer is not None and self.residency is not None:
                 streamer.succeed(self._streamer)
-                self._unbind(but_not=residency.resident)
+                self.unbind(block for block in self.residency.blocks if block.name not in residency.resident)
             self._streamer = streamer
             by_layer = {block.layer: block for block in residency.blocks if block.layer is not None}
             self._doors.lead_to(by_layer, [block for block in residency.blocks if block.layer is None])
         self.residency = residency
 
-    def _unbind(self, but_not: Collection[str] = ()) -> None:
-        """Let modules go of blocks, so that their memory goes too."""
-        for block in self.residency.blocks if self.residency is not None else ():
-            if block.name not in but_not:
-                self._binder.unbind(block)
-
     def _load_rest(self, table: BlockTable) -> None:
         buffer = Buffer(self._rest.loaded_bytes)
         self._loader.start(self._rest, buffer).wait()
-        self._binder.bind(self._rest, block_tensors(self._rest, buffer.bytes.to(self._device)))
+        self._binder.bind(self._rest, block_tensors(self._rest, buffer.bytes.to(self.device)))
         for path, stored in table.lookups.items():
-            RowLookup(self._definition.model.get_submodule(path), stored, self._loader, self._device)
-        if self._device.type != "cpu":
+            RowLookup(self._definition.model.get_submodule(path), stored, self._loader, self.device)
+        if self.device.type != "cpu":
             for module in self._definition.model.modules():
                 computed = {name: buffer for name, buffer in module._buffers.items() if buffer is not None}
                 module._buffers.update(  # those of the blocks come with them
-                    {name: buffer.to(self._device) for name, buffer in computed.items() if not buffer.is_meta}
+                    {name: buffer.to(self.device) for name, buffer in computed.items() if not buffer.is_meta}
                 )
         self._doors = Doors(self._definition, self.span)
 
@@ -187,7 +199,7 @@ class Stage:
             if frame.session not in self._sessions:
                 size = self._reserved.get(frame.session)
                 num_tokens = len(frame.token_ids) if size is None else size.num_tokens
-                self._sessions[frame.session] = Session(frame.session, self._definition, self._device, num_tokens)
+                self._sessions[frame.session] = Session(frame.session, self._definition, self.device, num_tokens)
 
     def _run(self, frame: Frame) -> object:
         session = self._sessions[frame.session]
