@@ -94,6 +94,12 @@ def check_length(max_new_tokens: int | None) -> None:
         raise UsageError(f"an answer has a whole number of tokens and at least one, not {max_new_tokens!r}.")
 
 
+def check_sessions(max_sessions: int) -> None:
+    """Raise UsageError for a number of sessions that cannot share a sweep."""
+    if not (is_whole(max_sessions) and max_sessions >= 1):
+        raise UsageError(f"at least one session is aboard of a sweep, and a whole number of them, not {max_sessions!r}.")
+
+
 def check_sampling(settings: GenerationSettings) -> None:
     """Raise UsageError for values that no token can be chosen with. Imports torch if there are any."""
     if all(value is None for value in sampling(settings).values()):

@@ -15,8 +15,8 @@ FORBIDDEN = {
     "coordinator": ("worker",),
 }
 ON_TOP = (
-    *("cli", "cli_generate", "cli_plan", "cli_list", "interrupts", "mesh", "meter", "local"),
-    *("reporting", "request", "settings", "terminal", "LayerMesh"),
+    *("cli", "cli_generate", "cli_plan", "cli_list", "interrupts", "mesh", "meter", "local", "many"),
+    *("berths", "reply", "reporting", "request", "settings", "terminal", "LayerMesh"),
 )
 HEAVY = ("torch", "transformers", "grpc", "fastapi", "numpy", "gguf", "safetensors", "huggingface_hub", "tokenizers")
 
