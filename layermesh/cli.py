@@ -15,9 +15,11 @@ from layermesh import __version__
 from layermesh.interrupts import INTERRUPTED, catch_interrupts, check_interrupt, end_interrupted, ending, was_interrupted
 from layermesh.reporting import prepare_streams, reporting
 from layermesh.settings import (
+    MAX_SESSIONS,
     GenerationSettings,
     OpeningOptions,
     Prompt,
+    check_batch,
     check_length,
     check_opening,
     check_prompt,
@@ -121,6 +123,13 @@ def generate(
     raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it is, without the chat template.")] = False,
     prompt_ids: Annotated[str | None, typer.Option(help="Token ids instead of text, such as 5,6,7.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on to the limit, past the end of the text.")] = False,
+    input_path: Annotated[
+        str | None, typer.Option("--input", help="Answer every line of this JSONL file; - for standard input.")
+    ] = None,
+    output_path: Annotated[
+        str | None, typer.Option("--output", help="Append the answers to --input here, and go on where it ends.")
+    ] = None,
+    sessions: Annotated[int | None, typer.Option(help="Most prompts of --input that share a sweep.  [default: 32]")] = None,
     device: Device = None,
     device_memory: DeviceMemory = None,
     host_memory: HostMemory = None,
@@ -132,10 +141,12 @@ def generate(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Answer a prompt; the text streams to stdout as it is made."""
+    """Answer a prompt; the text streams to stdout as it is made. With --input: many prompts, in the same sweeps."""
     with reporting(debug):
-        given = _prompt(prompt, prompt_ids)
-        check_prompt(given, raw=raw)
+        check_batch(input_path, output_path, sessions, prompt if prompt_ids is None else prompt_ids)
+        given = None if input_path is not None else _prompt(prompt, prompt_ids)
+        if given is not None:
+            check_prompt(given, raw=raw)
         check_length(max_new_tokens)
         settings = GenerationSettings(
             max_new_tokens=max_new_tokens,
@@ -154,6 +165,10 @@ def generate(
         check_opening(options)
         with ending(at_once=True):
             check_sampling(settings)
+        if input_path is not None:
+            _answer_batch(input_path, output_path, settings, model, options, max_sessions=sessions or MAX_SESSIONS, quiet=quiet)
+        if given is None:
+            return
         with _open(model, options, quiet=quiet) as mesh:
             from layermesh.cli_generate import print_answer
 
@@ -273,6 +288,31 @@ def _open(model: str | None, options: OpeningOptions, *, quiet: bool = False) ->
         for notice in () if quiet else mesh.local.notices:
             note(f"note: {notice}")
         yield mesh
+
+
+def _answer_batch(
+    input_path: str,
+    output_path: str | None,
+    settings: GenerationSettings,
+    model: str | None,
+    options: OpeningOptions,
+    *,
+    max_sessions: int,
+    quiet: bool,
+) -> None:
+    """Answer what has no answer yet; whatever is wrong with the files is said before the model is opened."""
+    from layermesh.batch import Batch
+
+    with ending(at_once=True):
+        batch = Batch.open(input_path, output_path, settings)
+    with batch:
+        if batch.waiting:
+            with _open(model, options, quiet=quiet) as mesh:
+                from layermesh.cli_batch import print_answers
+
+                print_answers(mesh, batch, max_sessions=max_sessions, quiet=quiet)
+        elif not quiet:
+            note(f"[all {len(batch.asks)} prompts have their answer in {output_path}]")
 
 
 def _prompt(text: str | None, ids: str | None) -> Prompt:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 from layermesh.berths import Berths
 from layermesh.coordinator.answer import Answer
@@ -19,8 +19,6 @@ from layermesh.request import Request
 from layermesh.shared.errors import LayermeshError
 from layermesh.shared.footprint import SequenceSize
 from layermesh.shared.frames import SessionId
-
-MAX_SESSIONS: Final = 32  # aboard at once, unless somebody says otherwise
 
 MakeRequest = Callable[[], Request]
 

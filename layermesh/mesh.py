@@ -11,10 +11,10 @@ from typing import Self, Unpack
 from layermesh.coordinator.answer import Answer, Token
 from layermesh.coordinator.generation import generate
 from layermesh.local import LocalModel
-from layermesh.many import MAX_SESSIONS, AnswerStream
+from layermesh.many import AnswerStream
 from layermesh.reply import Reply
 from layermesh.request import Request
-from layermesh.settings import GenerationSettings, OpeningOptions, Prompt, check_names, check_sessions
+from layermesh.settings import MAX_SESSIONS, GenerationSettings, OpeningOptions, Prompt, check_names, check_sessions
 from layermesh.shared.errors import UsageError
 from layermesh.shared.frames import SessionId
 from layermesh.shared.library import DEFAULT_MODEL
