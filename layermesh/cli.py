@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -166,7 +167,10 @@ def generate(
         with ending(at_once=True):
             check_sampling(settings)
         if input_path is not None:
-            _answer_batch(input_path, output_path, settings, model, options, max_sessions=sessions or MAX_SESSIONS, quiet=quiet)
+            from layermesh.cli_batch import answer_batch
+
+            opening = partial(_open, model, options, quiet=quiet)
+            answer_batch(input_path, output_path, settings, opening, max_sessions=sessions or MAX_SESSIONS, quiet=quiet)
         if given is None:
             return
         with _open(model, options, quiet=quiet) as mesh:
@@ -288,31 +292,6 @@ def _open(model: str | None, options: OpeningOptions, *, quiet: bool = False) ->
         for notice in () if quiet else mesh.local.notices:
             note(f"note: {notice}")
         yield mesh
-
-
-def _answer_batch(
-    input_path: str,
-    output_path: str | None,
-    settings: GenerationSettings,
-    model: str | None,
-    options: OpeningOptions,
-    *,
-    max_sessions: int,
-    quiet: bool,
-) -> None:
-    """Answer what has no answer yet; whatever is wrong with the files is said before the model is opened."""
-    from layermesh.batch import Batch
-
-    with ending(at_once=True):
-        batch = Batch.open(input_path, output_path, settings)
-    with batch:
-        if batch.waiting:
-            with _open(model, options, quiet=quiet) as mesh:
-                from layermesh.cli_batch import print_answers
-
-                print_answers(mesh, batch, max_sessions=max_sessions, quiet=quiet)
-        elif not quiet:
-            note(f"[all {len(batch.asks)} prompts have their answer in {output_path}]")
 
 
 def _prompt(text: str | None, ids: str | None) -> Prompt:

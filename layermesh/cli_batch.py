@@ -1,23 +1,48 @@
 """`layermesh generate --input`: a line for each answer, everything else to stderr."""
 
 import time
-from typing import Any, Final
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Final
 
 from layermesh.ask import Ask
 from layermesh.batch import Batch
-from layermesh.interrupts import check_interrupt
-from layermesh.many import Finished, Progress
-from layermesh.mesh import LayerMesh
+from layermesh.interrupts import check_interrupt, ending
+from layermesh.settings import GenerationSettings
 from layermesh.shared.errors import LayermeshError
-from layermesh.shared.model.blocks import Block
 from layermesh.shared.units import format_bytes
 from layermesh.terminal import StatusLine, note
+
+if TYPE_CHECKING:
+    from layermesh.many import Finished, Progress
+    from layermesh.mesh import LayerMesh
+    from layermesh.shared.model.blocks import Block
 
 _BAR_CHARS: Final = 20
 _KEPT: Final = ("text", "token_ids", "prompt_tokens", "finish_reason", "seed", "model")
 
 
-def print_answers(mesh: LayerMesh, batch: Batch, *, max_sessions: int, quiet: bool) -> None:
+def answer_batch(
+    input_path: str,
+    output_path: str | None,
+    settings: GenerationSettings,
+    opening: "Callable[[], AbstractContextManager[LayerMesh]]",
+    *,
+    max_sessions: int,
+    quiet: bool,
+) -> None:
+    """Answer what has no answer yet. Whatever is wrong with the files is said before `opening` the model."""
+    with ending(at_once=True):
+        batch = Batch.open(input_path, output_path, settings)
+    with batch:
+        if batch.waiting:
+            with opening() as mesh:
+                print_answers(mesh, batch, max_sessions=max_sessions, quiet=quiet)
+        elif not quiet:
+            note(f"[all {len(batch.asks)} prompts have their answer in {output_path}]")
+
+
+def print_answers(mesh: "LayerMesh", batch: Batch, *, max_sessions: int, quiet: bool) -> None:
     """Answer what waits of `batch`. Raises LayermeshError at the end if a prompt got no answer."""
     batch.begin(mesh.local.name)
     asks, num_failed = batch.waiting, 0
@@ -34,11 +59,11 @@ def print_answers(mesh: LayerMesh, batch: Batch, *, max_sessions: int, quiet: bo
                 batch.write(_line(asks[finished.index], finished))
                 watcher.num_written += 1
         except BaseException:
+            line.clear()
             if not quiet:
                 note(watcher.interrupted(resumes=batch.output is not None))
             raise
-        finally:
-            line.clear()
+    line.clear()
     if not quiet:
         note(watcher.summary())
     if num_failed:
@@ -46,7 +71,7 @@ def print_answers(mesh: LayerMesh, batch: Batch, *, max_sessions: int, quiet: bo
         raise LayermeshError(f"{num_failed} of {len(batch.asks)} prompts got no answer; their lines say why.{again}")
 
 
-def _line(ask: Ask, finished: Finished) -> dict[str, Any]:
+def _line(ask: Ask, finished: "Finished") -> dict[str, Any]:
     line = {"id": ask.id, "index": ask.index, "request": ask.digest}
     if finished.answer is None:
         return line | {"error": str(finished.error)}
@@ -57,7 +82,7 @@ class _Watcher:
     """Follows the blocks of each sweep, for the status line, and ends it where a signal was swallowed."""
 
     def __init__(
-        self, mesh: LayerMesh, progress: Progress, num_prompts: int, num_waiting: int, line: StatusLine | None
+        self, mesh: "LayerMesh", progress: "Progress", num_prompts: int, num_waiting: int, line: StatusLine | None
     ) -> None:
         self.num_written = 0
         self._progress = progress
@@ -71,7 +96,7 @@ class _Watcher:
         self._bytes_before = self._stage.files.num_bytes
         self._sweep = 0
 
-    def block(self, block: Block) -> None:
+    def block(self, block: "Block") -> None:
         check_interrupt()
         if self._line is None:
             return

@@ -371,5 +371,5 @@ def test_a_terminal_shows_a_bar_and_keeps_only_the_summary(text_model: Path, lon
     assert "/40, " in terminal.output
     screen = Screen()
     screen.feed(terminal.output)
-    assert screen.text.startswith("[60 of 40 prompts, ")
+    assert screen.text.startswith("[40 of 40 prompts, ")
     assert "aboard" not in screen.text
