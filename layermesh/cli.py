@@ -80,6 +80,10 @@ Dtype = Annotated[
     str | None,
     typer.Option(envvar="LAYERMESH_DTYPE", help="float32, bfloat16 or float16.  [default: the checkpoint's own]"),
 ]
+NoFastPath = Annotated[
+    bool,
+    typer.Option("--no-fast-path", envvar="LAYERMESH_NO_FAST_PATH", help="Run transformers' own layers, to the bit."),
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 Offline = Annotated[bool, typer.Option("--offline", envvar="LAYERMESH_OFFLINE", help="Use only what is on this machine.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
@@ -135,6 +139,7 @@ def generate(
     device_memory: DeviceMemory = None,
     host_memory: HostMemory = None,
     dtype: Dtype = None,
+    no_fast_path: NoFastPath = False,
     revision: Revision = None,
     offline: Offline = False,
     alone: Alone = False,  # noqa: ARG001 - there is nobody to look for yet
@@ -162,7 +167,7 @@ def generate(
             raw=raw,
             ignore_eos=ignore_eos,
         )
-        options = _options(device, device_memory, host_memory, dtype, revision, offline)
+        options = _options(device, device_memory, host_memory, dtype, no_fast_path, revision, offline)
         check_opening(options)
         with ending(at_once=True):
             check_sampling(settings)
@@ -186,6 +191,7 @@ def plan(
     device_memory: DeviceMemory = None,
     host_memory: HostMemory = None,
     dtype: Dtype = None,
+    no_fast_path: NoFastPath = False,
     revision: Revision = None,
     offline: Offline = False,
     alone: Alone = False,  # noqa: ARG001 - there is nobody to look for yet
@@ -194,11 +200,33 @@ def plan(
 ) -> None:
     """Show a model's blocks, what would stay in memory, what would stream, and how fast that should be."""
     with reporting(debug):
-        options = _options(device, device_memory, host_memory, dtype, revision, offline)
+        options = _options(device, device_memory, host_memory, dtype, no_fast_path, revision, offline)
         with _open(model, options) as mesh:
             from layermesh.cli_plan import print_plan
 
             print_plan(mesh.local, as_json=as_json)
+
+
+@app.command()
+def bench(
+    model: Model = None,
+    device: Device = None,
+    device_memory: DeviceMemory = None,
+    host_memory: HostMemory = None,
+    dtype: Dtype = None,
+    no_fast_path: NoFastPath = False,
+    revision: Revision = None,
+    offline: Offline = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure this machine with a model: disk, weights, prefill, decode, and how near the bound that comes."""
+    with reporting(debug):
+        options = _options(device, device_memory, host_memory, dtype, no_fast_path, revision, offline)
+        with _open(model, options) as mesh:
+            from layermesh.cli_bench import print_bench
+
+            print_bench(mesh, as_json=as_json)
 
 
 @app.command()
@@ -260,6 +288,7 @@ def _options(
     device_memory: str | None,
     host_memory: str | None,
     dtype: str | None,
+    no_fast_path: bool,
     revision: str | None,
     offline: bool,
 ) -> OpeningOptions:
@@ -268,6 +297,7 @@ def _options(
         device_memory=device_memory,
         host_memory=host_memory,
         dtype=dtype,
+        fast_path=not no_fast_path,
         revision=revision,
         offline=offline,
     )

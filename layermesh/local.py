@@ -70,9 +70,9 @@ class LocalModel:
         _check_config(self.checkpoint, self.config)
         with _blaming(self.checkpoint):
             self.definition = define_model(self.checkpoint.config_dir, self.dtype)
-            self.table = build_block_table(self.checkpoint, self.definition)
+            self.table = build_block_table(self.checkpoint, self.definition, fast_path=options.get("fast_path", True))
             span = LayerSpan(0, self.definition.num_layers)
-            self._budget = self._stage_budget()
+            self._budget = (*self._stage_budget(), self._staging_budget())
             self.stage = Stage(self.definition, self.table, span, self.device, *self._budget)
         self.pipeline = Pipeline([self.stage])
         self.load_seconds = time.monotonic() - began
@@ -108,17 +108,17 @@ class LocalModel:
     def layout(self, *sizes: SequenceSize) -> Residency:
         """Return what would stay and what would stream with sessions of these sizes aboard. Raises BudgetError."""
         blocks = stage_blocks(self.table, self.stage.span, self.definition.num_layers)
-        budget_bytes, flag = self._budget
-        return plan_residency(blocks, budget_bytes, self._footprint.working_bytes(*sizes), flag)
+        budget_bytes, flag, host_budget_bytes = self._budget
+        return plan_residency(blocks, budget_bytes, self._footprint.working_bytes(*sizes), flag, host_budget_bytes)
 
     def plan(self, *, measured: bool) -> Plan:
         """Return what stays in memory and what streams; `measured` also times a block, to predict the speed."""
         if self.stage.residency is None:
-            self._reserve_for_plan()
+            self.reserve_for_plan()
         assert self.stage.residency is not None
         prediction = None
         if measured:
-            prediction = predict([self.stage.residency], measure_profile(*self.table.layers))
+            prediction = predict([self.stage.residency], measure_profile(self.stage))
         stages = (StagePlan.of(WORKER_NAME, self.stage.span, self.stage.residency),)
         if prediction is None:
             return Plan(stages)
@@ -145,7 +145,7 @@ class LocalModel:
             else:
                 return chunk
 
-    def _reserve_for_plan(self) -> None:
+    def reserve_for_plan(self) -> None:
         """Make room for as long a sequence as fits, from what is usual down to a short one."""
         num_tokens = min(PLANNED_TOKENS, self.definition.context_length or PLANNED_TOKENS)
         while True:
@@ -167,6 +167,12 @@ class LocalModel:
         choices = (by_host, by_device) if self.device.type == "cpu" else (by_device,)
         given = [(budget, flag) for budget, flag in choices if budget is not None]
         return min(given, default=(free_memory(self.device), choices[0][1]))
+
+    def _staging_budget(self) -> int | None:
+        """The bytes of host memory from which a device with memory of its own is fed."""
+        if self.device.type == "cpu":
+            return None
+        return self.host_budget_bytes or free_memory(torch.device("cpu")) // 2  # pinned, so nobody else gets it
 
 
 def _dtype(name: str | None) -> torch.dtype | None:

@@ -22,13 +22,15 @@ class OpeningOptions(TypedDict, total=False):
 
     `device` is "cpu", "cuda" or "cuda:N" (None: the best there is), budgets are bytes or text such as "4GB" (None: most of
     what is free), `dtype` is "float32", "bfloat16" or "float16" (None: the checkpoint's own where the device does it
-    well). `revision` is the branch, tag or commit of a hub model; `offline` fetches nothing; `progress` watches a download.
+    well). `fast_path` False runs transformers' own layers where layermesh has leaner ones. `revision` is the branch, tag or
+    commit of a hub model; `offline` fetches nothing; `progress` watches a download.
     """
 
     device: str | None
     device_memory: int | str | None
     host_memory: int | str | None
     dtype: str | None
+    fast_path: bool
     revision: str | None
     offline: bool
     progress: "Progress | None"

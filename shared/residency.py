@@ -1,7 +1,7 @@
 """Which blocks stay in memory and which stream, decided once for a budget."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from layermesh.shared.errors import BudgetError
 from layermesh.shared.model.blocks import Block, split_head
@@ -14,7 +14,8 @@ class Residency:
     """Where the blocks of a stage live: `resident` ones are read once and stay, the others pass through `num_slots` buffers.
 
     `blocks` is the order of a sweep, a head too large for a slot already in pieces. `working_bytes` is set aside for
-    everything else: what stays beside the stream, caches, activations, decoding.
+    everything else: what stays beside the stream, caches, activations, decoding. Where the device has memory of its own,
+    there are as many slots on the host, and the blocks `on_host` stay there and only cross the bus in every sweep.
     """
 
     blocks: tuple[Block, ...]
@@ -22,6 +23,7 @@ class Residency:
     num_slots: int
     slot_bytes: int
     working_bytes: int
+    on_host: frozenset[str] = frozenset()
 
     @property
     def resident_bytes(self) -> int:
@@ -31,17 +33,31 @@ class Residency:
     @property
     def streamed(self) -> tuple[Block, ...]:
         """The blocks that are read again in every sweep, in order."""
-        return tuple(block for block in self.blocks if block.name not in self.resident)
+        return tuple(block for block in self.blocks if block.name not in self.resident | self.on_host)
 
     @property
     def streamed_bytes(self) -> int:
         """Bytes read from disk in every sweep."""
         return sum(block.stored_bytes for block in self.streamed)
 
+    @property
+    def bus_bytes(self) -> int:
+        """Bytes copied from the host to a device with memory of its own in every sweep."""
+        return sum(block.loaded_bytes for block in self.blocks if block.name not in self.resident)
+
+    @property
+    def host_bytes(self) -> int:
+        """Host memory of the whole stage where the device has memory of its own."""
+        kept = sum(block.loaded_bytes for block in self.blocks if block.name in self.on_host)
+        return kept + self.num_slots * self.slot_bytes
+
     def is_laid_out_as(self, other: "Residency") -> bool:
         """Whether the same blocks stay and the others pass through the same slots."""
-        ours = (self.resident, self.num_slots, self.slot_bytes, [block.name for block in self.blocks])
-        return ours == (other.resident, other.num_slots, other.slot_bytes, [block.name for block in other.blocks])
+        return self._layout == other._layout
+
+    @property
+    def _layout(self) -> tuple[object, ...]:
+        return self.resident, self.on_host, self.num_slots, self.slot_bytes, [block.name for block in self.blocks]
 
     @property
     def total_bytes(self) -> int:
@@ -49,12 +65,19 @@ class Residency:
         return self.working_bytes + self.resident_bytes + self.num_slots * self.slot_bytes
 
 
-def plan_residency(blocks: Sequence[Block], budget_bytes: int, working_bytes: int, flag: str = "--host-memory") -> Residency:
+def plan_residency(
+    blocks: Sequence[Block],
+    budget_bytes: int,
+    working_bytes: int,
+    flag: str = "--host-memory",
+    host_budget_bytes: int | None = None,
+) -> Residency:
     """Choose what stays within `budget_bytes`, of which `working_bytes` are spoken for.
 
     The set is fixed: a cyclic scan longer than a cache gives least-recently-used replacement no hits at all. The head goes
-    first, then layers, spread evenly so that the disk never rests. Raises BudgetError, with the least that would do and the
-    `flag` to say it with, when not even one block and its look-ahead fit.
+    first, then layers, spread evenly so that the disk never rests. `host_budget_bytes` is given where the device has memory
+    of its own: what finds no place there stays on the host as far as that goes. Raises BudgetError, with the least that
+    would do and the `flag` to say it with, when not even one block and its look-ahead fit.
     """
     everything = Residency(tuple(blocks), frozenset(block.name for block in blocks), 0, 0, working_bytes)
     if everything.total_bytes <= budget_bytes:
@@ -73,7 +96,18 @@ def plan_residency(blocks: Sequence[Block], budget_bytes: int, working_bytes: in
     if floor.total_bytes > budget_bytes:
         needed_bytes = min(everything.total_bytes, with_head, floor.total_bytes)
         raise BudgetError("the model", budget_bytes, needed_bytes, flag)
-    return Residency(ordered, _choose(layers, heads, budget_bytes - floor.total_bytes), num_slots, slot_bytes, working_bytes)
+    resident = _choose(layers, heads, budget_bytes - floor.total_bytes)
+    plan = replace(floor, resident=resident)
+    return plan if host_budget_bytes is None else _use_host(plan, host_budget_bytes)
+
+
+def _use_host(plan: Residency, budget_bytes: int) -> Residency:
+    """Keep on the host what fits `budget_bytes` there beside the slots."""
+    if plan.host_bytes > budget_bytes:
+        raise BudgetError("reading blocks for the device", budget_bytes, plan.host_bytes)
+    layers = [block for block in plan.streamed if block.layer is not None]
+    heads = [block for block in plan.streamed if block.layer is None]
+    return replace(plan, on_host=_choose(layers, heads, budget_bytes - plan.host_bytes))
 
 
 def _choose(layers: Sequence[Block], heads: Sequence[Block], num_bytes: int) -> frozenset[str]:

@@ -1,13 +1,28 @@
 """Hanging a block's tensors into the modules of a model, and taking them out again."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from layermesh.shared.model.blocks import Block
+from layermesh.worker.buffers import LoadedTensors
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where one tensor of a block hangs: `leaf` in the `slots` of a module, which hold `absent` while it is not there."""
+
+    key: str
+    slots: dict[str, Any]
+    leaf: str
+    absent: Any
+
+    @property
+    def is_parameter(self) -> bool:
+        return isinstance(self.absent, nn.Parameter)
 
 
 class Binder:
@@ -15,30 +30,39 @@ class Binder:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._places: dict[str, list[tuple[str, dict[str, Any], str, Any]]] = {}
+        self._places: dict[str, list[_Place]] = {}
+        self._bound: dict[str, LoadedTensors] = {}
 
     @contextmanager
-    def bound(self, block: Block, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
-        """Let the modules compute with `tensors` (by key) while the context lasts."""
+    def bound(self, block: Block, tensors: LoadedTensors, *, lasting: bool = False) -> Iterator[None]:
+        """Let the modules compute with `tensors` (by key) while the context lasts, or until `unbind` if `lasting`."""
         self.bind(block, tensors)
         try:
             yield
         finally:
-            for _, slots, leaf, absent in self._places[block.name]:
-                slots[leaf] = absent
+            if not lasting:
+                self.unbind(block)
 
-    def bind(self, block: Block, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Let the modules compute with `tensors` (by key) from now on."""
+    def bind(self, block: Block, tensors: LoadedTensors) -> None:
+        """Let the modules compute with `tensors` (by key) from now on; nothing to do if they do so already."""
+        if self._bound.get(block.name) is tensors:
+            return
         if block.name not in self._places:
             self._places[block.name] = list(self._find(block))
-        parameters = {key: nn.Parameter(tensor, requires_grad=False) for key, tensor in tensors.items()}
-        for key, slots, leaf, absent in self._places[block.name]:
-            slots[leaf] = parameters[key] if isinstance(absent, nn.Parameter) else tensors[key]
+        for place in self._places[block.name]:
+            place.slots[place.leaf] = tensors.parameters[place.key] if place.is_parameter else tensors[place.key]
+        self._bound[block.name] = tensors
 
-    def _find(self, block: Block) -> Iterable[tuple[str, dict[str, Any], str, Any]]:
+    def unbind(self, block: Block) -> None:
+        """Take the tensors of `block` out again, if they are there."""
+        if self._bound.pop(block.name, None) is not None:
+            for place in self._places[block.name]:
+                place.slots[place.leaf] = place.absent
+
+    def _find(self, block: Block) -> Iterable[_Place]:
         for tensor in block.tensors:
             for name in tensor.names:
                 path, _, leaf = name.rpartition(".")
                 module = self._model.get_submodule(path)
                 slots = module._parameters if leaf in module._parameters else module._buffers
-                yield tensor.key, slots, leaf, slots[leaf]
+                yield _Place(tensor.key, slots, leaf, slots[leaf])

@@ -1,8 +1,9 @@
 """Bringing a block from its files into a buffer."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -10,12 +11,14 @@ import torch
 from layermesh.shared.checkpoints.decoding import decode
 from layermesh.shared.checkpoints.tensors import StoredTensor, as_matrix, stored_rows
 from layermesh.shared.model.blocks import Block
-from layermesh.shared.model.recipes import Conversion, Copy
+from layermesh.shared.model.recipes import Conversion, Copy, Recipe
 from layermesh.worker.buffers import Buffer, block_tensors
+from layermesh.worker.extents import Extent, find_extents
 from layermesh.worker.files import FileReader
 
-NUM_READERS = 4
-READ_BYTES = 8 << 20  # one read; several in flight keep a solid-state disk busy
+NUM_READERS = 8
+READ_BYTES = 4 << 20  # one read; several in flight keep a solid-state disk busy
+LEAST_READ_BYTES = 1 << 18  # what a small block's reads may shrink to, so that every reader has one
 STAGING_BYTES = 1 << 20  # what a reader decodes at a time
 SCATTERED_BYTES = 1 << 18  # the same for rows that are put in place one by one, by way of a decoded copy
 
@@ -27,10 +30,14 @@ class BlockLoader:
         self._files = files
         self._readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="layermesh-reader")
         self._staging = threading.local()
+        self._routes: dict[str, _Route] = {}
 
     def start(self, block: Block, buffer: Buffer) -> "Loading":
         """Begin to load `block` into `buffer` and return at once."""
-        return Loading([self._readers.submit(torch.inference_mode()(job)) for job in self._jobs(block, buffer)])
+        route = self._route(block)
+        parts = [self._readers.submit(self._fill, piece, buffer) for piece in route.pieces]
+        parts += [self._readers.submit(torch.inference_mode()(job)) for job in self._jobs(block, route.others, buffer)]
+        return Loading(parts)
 
     def close(self) -> None:
         """Drop what has not begun and wait for the reads under way."""
@@ -53,9 +60,23 @@ class BlockLoader:
             self._files.read_into(part.path, part.offset, _memory(raw))
             decode(raw, part.encoding, out.view(matrix.shape)[start:end])
 
-    def _jobs(self, block: Block, buffer: Buffer) -> Iterator[Callable[[], None]]:
-        tensors = block_tensors(block, buffer.bytes)
-        for recipe in block.recipes:
+    def _route(self, block: Block) -> "_Route":
+        """How the block comes, found out once: it will come again in every sweep."""
+        route = self._routes.get(block.name)
+        if route is None or route.block is not block:
+            extents, others = find_extents(block)
+            size = min(max(block.stored_bytes // NUM_READERS, LEAST_READ_BYTES), READ_BYTES)
+            route = _Route(block, [piece for extent in extents for piece in extent.pieces(size)], others)
+            self._routes[block.name] = route
+        return route
+
+    def _fill(self, piece: Extent, buffer: Buffer) -> None:
+        buffer.wait_until_free()
+        self._files.read_into(piece.path, piece.offset, _memory(buffer.bytes[piece.place : piece.place + piece.num_bytes]))
+
+    def _jobs(self, block: Block, recipes: Sequence[Recipe], buffer: Buffer) -> Iterator[Callable[[], None]]:
+        tensors = block_tensors(block, buffer.bytes) if recipes else {}
+        for recipe in recipes:
             if isinstance(recipe, Conversion):
                 yield partial(self._convert, recipe, tensors)
             else:
@@ -92,6 +113,15 @@ class BlockLoader:
         if staging is None or len(staging) < num_bytes:
             staging = self._staging.memory = torch.empty(max(num_bytes, STAGING_BYTES), dtype=torch.uint8)
         return staging[:num_bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """What is read straight into place for `block`, piece by piece, and the recipes that take more than that."""
+
+    block: Block
+    pieces: list[Extent]
+    others: list[Recipe]
 
 
 class Loading:

@@ -1,36 +1,64 @@
-"""Where a block's tensors lie once it has been read: in host memory, or copied to a GPU."""
+"""Where a block's tensors lie while they are computed with."""
 
-from collections.abc import Mapping
 from typing import Protocol
 
 import torch
 
 from layermesh.shared.model.blocks import Block
-from layermesh.worker.buffers import Buffer, block_tensors
+from layermesh.shared.residency import Residency
+from layermesh.worker.buffers import Buffer, LoadedTensors
 
 
 class Placement(Protocol):
-    """Makes the tensors of a loaded block available to the device that computes."""
+    """Makes loaded blocks available to the device that computes."""
 
-    def tensors(self, block: Block, buffer: Buffer) -> Mapping[str, torch.Tensor]:
-        """Return the tensors of `block`, which lies in `buffer`, by key."""
+    def buffer(self, num_bytes: int) -> Buffer:
+        """Return memory that a block can be read into."""
+        ...
+
+    def keep(self, block: Block, buffer: Buffer) -> LoadedTensors:
+        """Return the tensors of `block`, which lies in `buffer`, for good."""
+        ...
+
+    def lend(self, block: Block, buffer: Buffer) -> LoadedTensors:
+        """Return the tensors of `block`, which lies in `buffer`, until `take_back`."""
+        ...
+
+    def take_back(self, block: Block) -> None:
+        """Note that everything that needs what was lent of `block` has been set off."""
+        ...
+
+    def close(self) -> None:
+        """Let go of all memory."""
         ...
 
 
 class HostPlacement:
     """Computes straight from the buffers."""
 
-    def tensors(self, block: Block, buffer: Buffer) -> Mapping[str, torch.Tensor]:
+    def buffer(self, num_bytes: int) -> Buffer:
+        """Return ordinary memory."""
+        return Buffer(num_bytes)
+
+    def keep(self, block: Block, buffer: Buffer) -> LoadedTensors:
         """Return views of `buffer`, which keep its memory."""
-        return block_tensors(block, buffer.bytes)
+        return buffer.tensors(block)
+
+    def lend(self, block: Block, buffer: Buffer) -> LoadedTensors:
+        """Return views of `buffer`."""
+        return buffer.tensors(block)
+
+    def take_back(self, block: Block) -> None:
+        """Do nothing: whoever computes here is done when it returns."""
+
+    def close(self) -> None:
+        """Do nothing: there is no other memory than the buffers."""
 
 
-class DevicePlacement:
-    """Copies each block to `device`, into memory that the previous one has left; the buffer is free for others then."""
+def place_on(device: torch.device, residency: Residency) -> Placement:
+    """Return the placement for what `residency` streams to `device`."""
+    if device.type == "cpu":
+        return HostPlacement()
+    from layermesh.worker.cuda import DevicePlacement
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-
-    def tensors(self, block: Block, buffer: Buffer) -> Mapping[str, torch.Tensor]:
-        """Return the block's tensors on the device."""
-        return block_tensors(block, buffer.bytes[: block.loaded_bytes].to(self._device))
+    return DevicePlacement(device, residency.num_slots, residency.slot_bytes)

@@ -1,6 +1,6 @@
 """A span of layers loaded on one device: frames in, frames or logits out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -19,7 +19,7 @@ from layermesh.worker.doors import Doors, Forward
 from layermesh.worker.files import FileReader
 from layermesh.worker.loading import BlockLoader
 from layermesh.worker.lookups import RowLookup
-from layermesh.worker.placement import DevicePlacement, HostPlacement
+from layermesh.worker.placement import place_on
 from layermesh.worker.sessions import Session
 from layermesh.worker.streaming import Streamer
 from layermesh.worker.sweep import sweep
@@ -35,9 +35,9 @@ _OUT_OF_MEMORY = (
 class Stage:
     """Runs the layers of `span` for the sessions that are opened on it, within `budget_bytes` of the device's memory.
 
-    `budget_flag` is what the user would say to allow more. The definition becomes the stage's own: doors are hung into it. The
-    last stage also runs what comes behind the layers and returns logits. `watcher`, where set, is told of each block when its
-    turn comes.
+    `budget_flag` is what the user would say to allow more; `host_budget_bytes` is for a device with memory of its own. The
+    definition becomes the stage's own: doors are hung into it. The last stage also runs what comes behind the layers and
+    returns logits. `watcher`, where set, is told of each block when its turn comes.
     """
 
     def __init__(
@@ -48,22 +48,23 @@ class Stage:
         device: torch.device,
         budget_bytes: int,
         budget_flag: str = "--host-memory",
+        host_budget_bytes: int | None = None,
     ) -> None:
         self.span = span
         self.residency: Residency | None = None
         self.files = FileReader()
-        self.peak_bytes = 0
+        self._peak_bytes = 0
         self.watcher: Watcher | None = None
         self._definition = definition
-        self._device = device
+        self.device = device
         self._budget_bytes = budget_bytes
         self._budget_flag = budget_flag
+        self._host_budget_bytes = host_budget_bytes
         self._blocks = stage_blocks(table, span, definition.num_layers)
         self._rest = table.rest
         self._footprint = Footprint.of(definition, span, table)
         self._binder = Binder(definition.model)
         self._loader = BlockLoader(self.files)
-        self._placement = HostPlacement() if device.type == "cpu" else DevicePlacement(device)
         self._sessions: dict[SessionId, Session] = {}
         self._reserved: dict[SessionId, SequenceSize] = {}
         self._streamer: Streamer | None = None
@@ -81,7 +82,9 @@ class Stage:
         sizes = [*(other for name, other in self._reserved.items() if name != session), size]
         working_bytes = self._footprint.working_bytes(*sizes)
         if self.residency is None or self.residency.working_bytes < working_bytes:
-            self._lay_out(plan_residency(self._blocks, self._budget_bytes, working_bytes, self._budget_flag))
+            self._lay_out(
+                plan_residency(self._blocks, self._budget_bytes, working_bytes, self._budget_flag, self._host_budget_bytes)
+            )
         self._reserved[session] = size
 
     def forward(self, frames: Sequence[Frame]) -> list[Outcome]:
@@ -105,33 +108,61 @@ class Stage:
             if _is_out_of_memory(error):
                 raise ResourceError(_OUT_OF_MEMORY) from error
             raise
-        self._measure()
         return outcomes
+
+    def trial(self, frame: Frame, blocks: Sequence[Block], streamer: Streamer) -> None:
+        """Run `frame` through `blocks` alone, which `streamer` brings: the first layer and some others of this stage.
+
+        What becomes of it means nothing; the time it takes does. Raises what the model's own code does.
+        """
+        self._admit([frame])
+        with torch.inference_mode():
+            forward = Forward(partial(self._run, frame), frame.hidden, only={block.name for block in blocks})
+            sweep([forward], blocks, streamer, self._binder)
+            outcome = self._finish(frame, forward)
+        if isinstance(outcome, Failure):
+            raise outcome.error
 
     def release(self, session: SessionId) -> None:
         """Forget a session and its cache; one that was never opened is no error."""
+        if session in self._sessions:
+            self._measure()
         self._sessions.pop(session, None)
         self._reserved.pop(session, None)
 
     @property
+    def peak_bytes(self) -> int:
+        """The most bytes that blocks and caches have taken of the device's memory."""
+        self._measure()
+        return self._peak_bytes
+
+    @property
     def staging_bytes(self) -> int:
         """Host memory that blocks pass through on their way to another device."""
-        return 0 if self.residency is None else self.residency.num_slots * self.residency.slot_bytes
+        return 0 if self.residency is None else self.residency.host_bytes
+
+    def unbind(self, blocks: Iterable[Block]) -> None:
+        """Let modules go of `blocks`, so that their memory goes too."""
+        for block in blocks:
+            self._binder.unbind(block)
 
     def close(self) -> None:
         """Stop reading and give all memory back."""
         self._sessions.clear()
         self._reserved.clear()
+        self.unbind(() if self.residency is None else self.residency.blocks)
         if self._streamer is not None:
             self._streamer.close()
         self._loader.close()
         self.files.close()
 
     def _lay_out(self, residency: Residency) -> None:
+        self._measure()
         if self._streamer is None or self.residency is None or not residency.is_laid_out_as(self.residency):
-            streamer = Streamer(residency, self._loader, self._placement)
-            if self._streamer is not None:
+            streamer = Streamer(residency, self._loader, place_on(self.device, residency))
+            if self._streamer is not None and self.residency is not None:
                 streamer.succeed(self._streamer)
+                self.unbind(block for block in self.residency.blocks if block.name not in residency.resident)
             self._streamer = streamer
             by_layer = {block.layer: block for block in residency.blocks if block.layer is not None}
             self._doors.lead_to(by_layer, [block for block in residency.blocks if block.layer is None])
@@ -140,14 +171,14 @@ class Stage:
     def _load_rest(self, table: BlockTable) -> None:
         buffer = Buffer(self._rest.loaded_bytes)
         self._loader.start(self._rest, buffer).wait()
-        self._binder.bind(self._rest, block_tensors(self._rest, buffer.bytes.to(self._device)))
+        self._binder.bind(self._rest, block_tensors(self._rest, buffer.bytes.to(self.device)))
         for path, stored in table.lookups.items():
-            RowLookup(self._definition.model.get_submodule(path), stored, self._loader, self._device)
-        if self._device.type != "cpu":
+            RowLookup(self._definition.model.get_submodule(path), stored, self._loader, self.device)
+        if self.device.type != "cpu":
             for module in self._definition.model.modules():
                 computed = {name: buffer for name, buffer in module._buffers.items() if buffer is not None}
                 module._buffers.update(  # those of the blocks come with them
-                    {name: buffer.to(self._device) for name, buffer in computed.items() if not buffer.is_meta}
+                    {name: buffer.to(self.device) for name, buffer in computed.items() if not buffer.is_meta}
                 )
         self._doors = Doors(self._definition, self.span)
 
@@ -166,7 +197,9 @@ class Stage:
                 raise MeshError(f"layers {self.span} take hidden states from the stage before, and only from there.")
         for frame in frames:
             if frame.session not in self._sessions:
-                self._sessions[frame.session] = Session(frame.session, self._definition.model, self._device)
+                size = self._reserved.get(frame.session)
+                num_tokens = len(frame.token_ids) if size is None else size.num_tokens
+                self._sessions[frame.session] = Session(frame.session, self._definition, self.device, num_tokens)
 
     def _run(self, frame: Frame) -> object:
         session = self._sessions[frame.session]
@@ -179,7 +212,7 @@ class Stage:
         session = self._sessions[frame.session]
         ended = isinstance(forward.result, LayerOutput)
         session.finish(frame, CausalLMOutputWithPast(past_key_values=forward.cache) if ended else forward.result)
-        session.hold_places(self.span, self._definition)
+        session.hold_places(self.span)
         if ended:
             return Frame(frame.session, frame.epoch, frame.step, frame.position, frame.token_ids, forward.result)
         return Logits(frame.session, frame.step, forward.result.logits[0, -1].float())
@@ -194,10 +227,12 @@ class Stage:
         return ours
 
     def _measure(self) -> None:
-        assert self.residency is not None
+        """Note what is taken now: caches only grow until their session is released."""
+        if self.residency is None:
+            return
         held = self.residency.resident_bytes + self.residency.num_slots * self.residency.slot_bytes
         caches = sum(session.cache_bytes for session in self._sessions.values())
-        self.peak_bytes = max(self.peak_bytes, self._rest.loaded_bytes + held + caches)
+        self._peak_bytes = max(self._peak_bytes, self._rest.loaded_bytes + held + caches)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

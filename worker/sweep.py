@@ -31,7 +31,7 @@ def sweep(
             block = _next(waiting, order, position)
             if watcher is not None:
                 watcher(block)
-            with streamer.hold(block) as tensors, binder.bound(block, tensors):
+            with streamer.hold(block) as tensors, binder.bound(block, tensors, lasting=streamer.stays(block)):
                 for forward in waiting:
                     if forward.wanted is block:
                         forward.advance()

@@ -11,9 +11,12 @@ import torch
 from layermesh.shared.checkpoints.tensors import Checkpoint, StoredTensor, stored_rows
 from layermesh.shared.errors import CheckpointError
 from layermesh.shared.model.definition import ModelDefinition, compute_buffers
+from layermesh.shared.model.lean import make_lean
 from layermesh.shared.model.recipes import Conversion, Copy, Recipe, as_recipes, find_recipes, is_ignored
 
 ALIGNMENT = 64  # bytes; what torch's own allocations keep to, and kernels may round differently off it
+PAGE_BYTES = 4096  # what reads past the page cache keep to, in the file and in memory
+LARGE_BYTES = 1 << 20  # blocks from this size on are laid out to be read in place, for which some room goes unused
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +103,15 @@ class BlockTable:
         return (*self.layers, self.head) if self.head.tensors else self.layers
 
 
-def build_block_table(checkpoint: Checkpoint, definition: ModelDefinition) -> BlockTable:
+def build_block_table(checkpoint: Checkpoint, definition: ModelDefinition, *, fast_path: bool = True) -> BlockTable:
     """Divide the parameters of a model into blocks, and compute its buffers that no checkpoint holds.
 
-    Raises CheckpointError for tensors that are missing or of the wrong shape.
+    With `fast_path` its layers are replaced by lean ones where they have the shape for it. Raises CheckpointError for
+    tensors that are missing or of the wrong shape.
     """
     recipes = _recipes(checkpoint, definition)
+    if fast_path:
+        recipes = make_lean(definition, recipes)
     return _Sorter(definition, recipes).table(checkpoint)
 
 
@@ -245,9 +251,13 @@ class _Sorter:
         offset = 0
         tensors = []
         recipes: dict[int, Recipe] = {}
+        in_place = sum(state[key].nbytes for key, _ in contents) >= LARGE_BYTES
         for key, names in sorted(contents, key=lambda item: self._file_position(item[0])):
             parameter = state[key]
-            tensor = BlockTensor(key, names, tuple(parameter.shape), self._dtype(key, parameter), offset)
+            dtype = self._dtype(key, parameter)
+            if in_place:
+                offset = self._congruent(offset, key, dtype)
+            tensor = BlockTensor(key, names, tuple(parameter.shape), dtype, offset)
             offset = _aligned(offset + tensor.num_bytes)
             tensors.append(tensor)
             recipes |= {id(recipe): recipe for recipe in self.recipes_of[key]}
@@ -257,6 +267,18 @@ class _Sorter:
         recipe = self.recipes_of[name][0]
         source = recipe.sources[0] if isinstance(recipe, Conversion) else recipe.source
         return str(source.path), source.offset
+
+    def _congruent(self, offset: int, name: str, dtype: torch.dtype) -> int:
+        """Return the first place from `offset` on that lies to a page as the file does, so that it can be read in place.
+
+        Where the file lies badly for kernels, or other values are stored than computed with, `offset` is as good as any.
+        """
+        recipe = self.recipes_of[name][0]
+        if isinstance(recipe, Conversion) or recipe.rows is not None or recipe.start or recipe.source.dtype != dtype:
+            return offset
+        if recipe.source.offset % ALIGNMENT:
+            return offset
+        return offset + (recipe.source.offset - offset) % PAGE_BYTES
 
     def _dtype(self, name: str, parameter: torch.Tensor) -> torch.dtype:
         """The dtype to compute in: the parameter's own, or float32 where the family asks for it."""

@@ -4,6 +4,7 @@ from torch import nn
 
 from layermesh.shared.model.blocks import Block, BlockTensor
 from layermesh.worker.binding import Binder
+from layermesh.worker.buffers import LoadedTensors
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def block(*names: tuple[str, ...]) -> Block:
 
 def test_modules_compute_with_a_block_while_it_is_bound(model):
     tied = block(("0.weight", "1.weight"))
-    tensors = {"0.weight": torch.eye(2)}
+    tensors = LoadedTensors({"0.weight": torch.eye(2)})
     binder = Binder(model)
     for _ in range(2):
         absent = model[0].weight
@@ -32,13 +33,29 @@ def test_modules_compute_with_a_block_while_it_is_bound(model):
 
 
 def test_an_error_unbinds_all_the_same(model):
-    with pytest.raises(KeyboardInterrupt), Binder(model).bound(block(("0.weight",)), {"0.weight": torch.eye(2)}):
+    with pytest.raises(KeyboardInterrupt), Binder(model).bound(block(("0.weight",)), eye()):
         raise KeyboardInterrupt
     assert model[0].weight.is_meta
 
 
+def test_what_lasts_stays_until_it_is_taken_out(model):
+    binder, weight = Binder(model), block(("0.weight",))
+    tensors = eye()
+    for _ in range(2):
+        with binder.bound(weight, tensors, lasting=True):
+            pass
+        assert model[0].weight is tensors.parameters["0.weight"]
+    binder.unbind(weight)
+    binder.unbind(weight)
+    assert model[0].weight.is_meta
+
+
+def eye():
+    return LoadedTensors({"0.weight": torch.eye(2)})
+
+
 def test_buffers_stay_buffers(model):
     mean = torch.ones(2)
-    Binder(model).bind(block(("2.running_mean",)), {"2.running_mean": mean})
+    Binder(model).bind(block(("2.running_mean",)), LoadedTensors({"2.running_mean": mean}))
     assert model[2].running_mean is mean
     assert "running_mean" in dict(model[2].named_buffers())

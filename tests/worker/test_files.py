@@ -4,7 +4,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from layermesh.shared.errors import CheckpointError
+from layermesh.worker.buffers import aligned_memory
 from layermesh.worker.files import FileReader
+from layermesh.worker.page_cache import is_cached
 from tests.running import num_descriptors
 
 NUM_BYTES = 1 << 20
@@ -36,6 +38,47 @@ def test_any_range_is_read(reader, path, offset, num_bytes):
     assert reader.num_bytes == num_bytes
 
 
+@pytest.mark.parametrize("cached", [True, False], ids=["cached", "from disk"])
+@pytest.mark.parametrize("misplaced", [0, 8, 4095])
+@pytest.mark.parametrize(("offset", "num_bytes"), [(0, NUM_BYTES), (5, NUM_BYTES - 5), (4096, 70_000), (777, 300_001)])
+def test_large_reads_are_right_wherever_they_go(reader, path, offset, num_bytes, misplaced, cached):
+    if not cached:
+        forget_pages(path)
+    target = memoryview(aligned_memory(num_bytes + misplaced))[misplaced:]
+    reader.read_into(path, offset, target)
+    assert bytes(target) == path.read_bytes()[offset : offset + num_bytes]
+
+
+def test_large_reads_leave_the_page_cache_alone(reader, path):
+    forget_pages(path)
+    with path.open("rb") as file:
+        if reader._open(path)._direct is None or is_cached(file.fileno(), 0, NUM_BYTES):
+            pytest.skip("this file system reads through its cache")
+        read(reader, path, 0, NUM_BYTES)
+        assert not is_cached(file.fileno(), 0, NUM_BYTES)
+
+
+def test_a_large_read_past_the_end_names_the_place(reader, path):
+    forget_pages(path)
+    with pytest.raises(CheckpointError, match=f"ends at byte {NUM_BYTES},"):
+        read(reader, path, 100_000, NUM_BYTES)
+
+
+def test_a_file_that_is_written_to_in_use_is_refused(reader, path):
+    read(reader, path, 0, NUM_BYTES)
+    with path.open("r+b") as file:
+        file.write(b"other")
+    os.utime(path, ns=(1, 1))  # as a clock of coarse ticks would not show it
+    with pytest.raises(CheckpointError, match="weights was changed while it was in use"):
+        read(reader, path, 0, NUM_BYTES)
+
+
+def forget_pages(path):
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def test_many_threads_read_right_and_are_counted_together(reader, path):
     expected = path.read_bytes()
     starts = range(0, NUM_BYTES, 4099)
@@ -50,7 +93,7 @@ def test_a_file_is_opened_once_and_closed(reader, path):
     before = num_descriptors()
     for _ in range(10):
         read(reader, path, 0, 10)
-    assert num_descriptors() == before + 1
+    assert num_descriptors() <= before + 2  # through the page cache, and past it
     reader.close()
     assert num_descriptors() == before
     assert read(reader, path, 0, 10) == path.read_bytes()[:10]

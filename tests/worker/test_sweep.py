@@ -17,6 +17,9 @@ class Stream:
         self.brought: list[int] = []
         self.held = 0
 
+    def stays(self, _block):
+        return False
+
     @contextmanager
     def hold(self, block):
         self.brought.append(block.layer)
@@ -29,7 +32,7 @@ class Stream:
 
 class Unbound:
     @contextmanager
-    def bound(self, *_block_and_tensors):
+    def bound(self, *_block_and_tensors, **_lasting):
         yield
 
 
