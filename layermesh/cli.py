@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,9 +16,11 @@ from layermesh import __version__
 from layermesh.interrupts import INTERRUPTED, catch_interrupts, check_interrupt, end_interrupted, ending, was_interrupted
 from layermesh.reporting import prepare_streams, reporting
 from layermesh.settings import (
+    MAX_SESSIONS,
     GenerationSettings,
     OpeningOptions,
     Prompt,
+    check_batch,
     check_length,
     check_opening,
     check_prompt,
@@ -125,6 +128,13 @@ def generate(
     raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it is, without the chat template.")] = False,
     prompt_ids: Annotated[str | None, typer.Option(help="Token ids instead of text, such as 5,6,7.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on to the limit, past the end of the text.")] = False,
+    input_path: Annotated[
+        str | None, typer.Option("--input", help="Answer every line of this JSONL file; - for standard input.")
+    ] = None,
+    output_path: Annotated[
+        str | None, typer.Option("--output", help="Append the answers to --input here, and go on where it ends.")
+    ] = None,
+    sessions: Annotated[int | None, typer.Option(help="Most prompts of --input that share a sweep.  [default: 32]")] = None,
     device: Device = None,
     device_memory: DeviceMemory = None,
     host_memory: HostMemory = None,
@@ -137,10 +147,12 @@ def generate(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Answer a prompt; the text streams to stdout as it is made."""
+    """Answer a prompt; the text streams to stdout as it is made. With --input: many prompts, in the same sweeps."""
     with reporting(debug):
-        given = _prompt(prompt, prompt_ids)
-        check_prompt(given, raw=raw)
+        check_batch(input_path, output_path, sessions, prompt if prompt_ids is None else prompt_ids)
+        given = None if input_path is not None else _prompt(prompt, prompt_ids)
+        if given is not None:
+            check_prompt(given, raw=raw)
         check_length(max_new_tokens)
         settings = GenerationSettings(
             max_new_tokens=max_new_tokens,
@@ -159,6 +171,13 @@ def generate(
         check_opening(options)
         with ending(at_once=True):
             check_sampling(settings)
+        if input_path is not None:
+            from layermesh.cli_batch import answer_batch
+
+            opening = partial(_open, model, options, quiet=quiet)
+            answer_batch(input_path, output_path, settings, opening, max_sessions=sessions or MAX_SESSIONS, quiet=quiet)
+        if given is None:
+            return
         with _open(model, options, quiet=quiet) as mesh:
             from layermesh.cli_generate import print_answer
 

@@ -46,7 +46,7 @@ def print_bench(mesh: LayerMesh, *, as_json: bool) -> None:
         return
     lines = [
         f"model      {bench.model}",
-        f"memory     {format_bytes(bench.resident_bytes)} of blocks stay, {format_bytes(bench.streamed_bytes)} stream per token",
+        f"memory     {format_bytes(bench.resident_bytes)} of blocks stay, {format_bytes(bench.streamed_bytes)} stream",
         f"disk       {format_bytes(bench.disk_bytes_per_second)}/s read by layermesh's own readers",
         f"weights    {format_bytes(bench.weight_bytes_per_second)}/s multiplied with one token",
         f"prefill    {bench.prefill_tokens_per_second:.1f} tokens/s with {NUM_PROMPT} at once",

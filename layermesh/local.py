@@ -2,9 +2,9 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -17,15 +17,16 @@ from layermesh.settings import OpeningOptions, check_opening, device_budget, hos
 from layermesh.shared.checkpoints import Checkpoint, open_checkpoint
 from layermesh.shared.checkpoints.json_files import read_object
 from layermesh.shared.errors import BudgetError, CheckpointError, LayermeshError, UnsupportedModelError
-from layermesh.shared.footprint import SequenceSize
+from layermesh.shared.footprint import Footprint, SequenceSize
 from layermesh.shared.frames import SessionId
 from layermesh.shared.library import home, resolve
 from layermesh.shared.model.blocks import build_block_table
 from layermesh.shared.model.definition import define_model
+from layermesh.shared.residency import Residency, plan_residency
 from layermesh.shared.spans import LayerSpan
 from layermesh.worker.machine import free_memory, pick_device, pick_dtype, return_memory_promptly
 from layermesh.worker.profiling import measure_profile
-from layermesh.worker.stage import Stage
+from layermesh.worker.stage import Stage, stage_blocks
 
 WORKER_NAME = "local"
 CHUNK_TOKENS = 512  # the most of a prompt that goes through the layers in one call
@@ -71,7 +72,8 @@ class LocalModel:
             self.definition = define_model(self.checkpoint.config_dir, self.dtype)
             self.table = build_block_table(self.checkpoint, self.definition, fast_path=options.get("fast_path", True))
             span = LayerSpan(0, self.definition.num_layers)
-            self.stage = Stage(self.definition, self.table, span, self.device, *self._stage_budget(), self._staging_budget())
+            self._budget = (*self._stage_budget(), self._staging_budget())
+            self.stage = Stage(self.definition, self.table, span, self.device, *self._budget)
         self.pipeline = Pipeline([self.stage])
         self.load_seconds = time.monotonic() - began
 
@@ -97,16 +99,17 @@ class LocalModel:
         A long prompt goes in chunks, smaller ones where memory is short; families that keep a state take it whole.
         Raises BudgetError with the least memory that would do.
         """
-        chunk = min(CHUNK_TOKENS, num_prompt) if self.definition.takes_chunks else num_prompt
-        while True:
-            try:
-                self.pipeline.reserve(session, SequenceSize(num_tokens, chunk))
-            except BudgetError:
-                if not self.definition.takes_chunks or chunk <= SMALLEST_CHUNK:
-                    raise
-                chunk = max(chunk // 2, SMALLEST_CHUNK)
-            else:
-                return chunk
+        return self._fit(num_tokens, num_prompt, partial(self.pipeline.reserve, session))
+
+    def chunk_alone(self, num_tokens: int, num_prompt: int) -> int:
+        """Return what `reserve` would with nobody else aboard, and reserve nothing. Raises BudgetError."""
+        return self._fit(num_tokens, num_prompt, self.layout)
+
+    def layout(self, *sizes: SequenceSize) -> Residency:
+        """Return what would stay and what would stream with sessions of these sizes aboard. Raises BudgetError."""
+        blocks = stage_blocks(self.table, self.stage.span, self.definition.num_layers)
+        budget_bytes, flag, host_budget_bytes = self._budget
+        return plan_residency(blocks, budget_bytes, self._footprint.working_bytes(*sizes), flag, host_budget_bytes)
 
     def plan(self, *, measured: bool) -> Plan:
         """Return what stays in memory and what streams; `measured` also times a block, to predict the speed."""
@@ -124,6 +127,23 @@ class LocalModel:
     def close(self) -> None:
         """Give everything back."""
         self.stage.close()
+
+    @cached_property
+    def _footprint(self) -> Footprint:
+        return Footprint.of(self.definition, self.stage.span, self.table)
+
+    def _fit(self, num_tokens: int, num_prompt: int, reserve: Callable[[SequenceSize], object]) -> int:
+        """Return the largest chunk of a prompt for which `reserve` finds room."""
+        chunk = min(CHUNK_TOKENS, num_prompt) if self.definition.takes_chunks else num_prompt
+        while True:
+            try:
+                reserve(SequenceSize(num_tokens, chunk))
+            except BudgetError:
+                if not self.definition.takes_chunks or chunk <= SMALLEST_CHUNK:
+                    raise
+                chunk = max(chunk // 2, SMALLEST_CHUNK)
+            else:
+                return chunk
 
     def reserve_for_plan(self) -> None:
         """Make room for as long a sequence as fits, from what is usual down to a short one."""
