@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt
 
-.PHONY: demo test lint architectures bench clean
+.PHONY: demo test lint architectures bench bench-alone bench-peers clean
 
 demo: $(VENV)/installed  ## stream an answer of the default model through a small memory budget
 	$(BIN)/layermesh generate "Explain in three sentences why the sky is blue." --host-memory 100MB --temperature 0
@@ -20,11 +20,16 @@ lint: $(VENV)/installed-dev  ## formatting, style and types
 architectures: $(VENV)/installed-dev  ## every causal LM that transformers knows, against plain transformers
 	$(BIN)/python -m tests.architectures.table
 
-bench: $(VENV)/installed-dev  ## what the README and CHANGELOG claim, measured here; writes tests/benchmarks/results
+bench: bench-alone bench-peers  ## what the README and CHANGELOG claim, measured here; writes tests/benchmarks/results
+
+bench-alone: $(VENV)/installed-dev  ## startup, memory, and how well reading hides behind computing
 	$(BIN)/python -m tests.benchmarks.startup
 	$(BIN)/python -m tests.benchmarks.memory
 	$(BIN)/python -m tests.benchmarks.streaming
 	$(BIN)/python -m tests.benchmarks.many
+
+bench-peers: $(VENV)/installed-dev  ## beside AirLLM, accelerate and llama.cpp, which it installs into ~/.cache/layermesh-bench
+	$(BIN)/python -m tests.benchmarks.peers
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
