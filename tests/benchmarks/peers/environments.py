@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from filelock import FileLock
+
 from tests.benchmarks.peers.cache import bench_home
 
 
@@ -33,12 +35,14 @@ class Environment:
     def python(self) -> Path:
         """Return its interpreter, after installing what is not there yet (llama.cpp is compiled: minutes)."""
         python, made_from = self.folder / "bin" / "python", self.folder / "recipe.json"
-        if not made_from.is_file() or made_from.read_text() != self.recipe:
-            print(f"installing {', '.join(self.requirements)} into {self.folder}", flush=True)
-            shutil.rmtree(self.folder, ignore_errors=True)
-            venv.create(self.folder, with_pip=True)
-            self._install(python)
-            made_from.write_text(self.recipe)
+        self.folder.parent.mkdir(exist_ok=True)
+        with FileLock(f"{self.folder}.lock"):
+            if not made_from.is_file() or made_from.read_text() != self.recipe:
+                print(f"installing {', '.join(self.requirements)} into {self.folder}", flush=True)
+                shutil.rmtree(self.folder, ignore_errors=True)
+                venv.create(self.folder, with_pip=True)
+                self._install(python)
+                made_from.write_text(self.recipe)
         return python
 
     def _install(self, python: Path) -> None:
@@ -57,5 +61,5 @@ ACCELERATE = Environment("accelerate", (TORCH, "transformers==5.23.0", "accelera
 LLAMA_CPP = Environment(
     "llama_cpp",
     ("--no-cache-dir", "--no-binary=llama-cpp-python", "llama-cpp-python==0.3.36"),
-    {"CMAKE_ARGS": "-DGGML_NATIVE=ON", "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1)},
+    {"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF", "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1)},
 )
