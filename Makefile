@@ -25,6 +25,7 @@ bench: bench-alone bench-peers  ## what the README and CHANGELOG claim, measured
 bench-alone: $(VENV)/installed-dev  ## startup, memory, and how well reading hides behind computing
 	$(BIN)/python -m tests.benchmarks.startup
 	$(BIN)/python -m tests.benchmarks.memory
+	$(BIN)/python -m tests.benchmarks.steady
 	$(BIN)/python -m tests.benchmarks.streaming
 	$(BIN)/python -m tests.benchmarks.many
 
