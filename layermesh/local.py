@@ -16,6 +16,7 @@ from layermesh.coordinator.tokenizer import Tokenizer
 from layermesh.settings import OpeningOptions, check_opening, device_budget, host_budget
 from layermesh.shared.checkpoints import Checkpoint, open_checkpoint
 from layermesh.shared.checkpoints.json_files import read_object
+from layermesh.shared.checkpoints.packing import is_packed
 from layermesh.shared.errors import BudgetError, CheckpointError, LayermeshError, UnsupportedModelError
 from layermesh.shared.footprint import SequenceSize
 from layermesh.shared.frames import SessionId
@@ -65,7 +66,7 @@ class LocalModel:
         self.notices = resolved.notices
         self.checkpoint = open_checkpoint(resolved.path, home() / "unpacked")
         self.planned_tokens: int | None = None  # the length of sequence that a plan makes room for
-        self.dtype = _dtype(options.get("dtype")) or pick_dtype(_stored_dtype(self.checkpoint), self.device)
+        self.dtype = _dtype(options.get("dtype")) or pick_dtype(_stored_dtype(self.checkpoint, self.config), self.device)
         _check_config(self.checkpoint, self.config)
         with _blaming(self.checkpoint):
             self.definition = define_model(self.checkpoint.config_dir, self.dtype)
@@ -150,12 +151,15 @@ class LocalModel:
 
 
 def _dtype(name: str | None) -> torch.dtype | None:
-    dtype: torch.dtype | None = getattr(torch, name) if name else None
+    dtype: torch.dtype | None = getattr(torch, name, None) if name else None
     return dtype
 
 
-def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype | None:
-    """The dtype that most of the weights are stored in; None if they are quantised."""
+def _stored_dtype(checkpoint: Checkpoint, config: dict[str, Any]) -> torch.dtype | None:
+    """The dtype that most of the weights are stored in, or that quantised ones are to be computed in; None if nobody knows."""
+    if config.get("quantization_config") is not None:
+        named = None if is_packed(config) else _dtype(str(config.get("dtype") or config.get("torch_dtype")))
+        return named if isinstance(named, torch.dtype) else torch.bfloat16
     sizes: dict[torch.dtype | None, int] = {}
     for tensor in checkpoint.tensors.values():
         sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.num_bytes

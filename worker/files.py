@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from layermesh.shared.checkpoints.block_hashes import BlockHashes
 from layermesh.shared.errors import CheckpointError
 
 
@@ -20,6 +21,7 @@ class FileReader:
         self.num_bytes = 0
         self.busy_seconds = 0.0
         self._descriptors: dict[Path, int] = {}
+        self._hashes = BlockHashes()
         self._lock = threading.Lock()
         self._active = 0
         self._since = 0.0
@@ -27,10 +29,11 @@ class FileReader:
     def read_into(self, path: Path, offset: int, target: memoryview) -> None:
         """Fill `target` with the bytes of `path` from `offset` on.
 
-        Raises CheckpointError when the file is gone, cannot be read or ends too early.
+        Raises CheckpointError when the file is gone, cannot be read, ends too early, or is one of a pack and has changed.
         """
         with self._counting():
             try:
+                self._hashes.check(path)
                 num_read = self._read(self._descriptor(path), offset, target)
             except OSError as error:
                 raise CheckpointError(f"{path} cannot be read: {error.strerror}. Is its disk still there?") from error

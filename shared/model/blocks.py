@@ -11,7 +11,10 @@ import torch
 from layermesh.shared.checkpoints.tensors import Checkpoint, StoredTensor, stored_rows
 from layermesh.shared.errors import CheckpointError
 from layermesh.shared.model.definition import ModelDefinition, compute_buffers
+from layermesh.shared.model.packed import packed_recipes
 from layermesh.shared.model.recipes import Conversion, Copy, Recipe, as_recipes, find_recipes, is_ignored
+from layermesh.shared.model.stored_quants import quantised_recipes
+from layermesh.shared.quant.linear import packed_names
 
 ALIGNMENT = 64  # bytes; what torch's own allocations keep to, and kernels may round differently off it
 
@@ -86,18 +89,24 @@ class BlockTable:
     """All blocks of a model in the order a sweep needs them, and the tables that are read row by row.
 
     `rest` is what stays: norms, position tables, parameters that several layers share. `lookups` maps an embedding's dotted
-    name to the stored table whose rows it returns.
+    name to the stored table whose rows it returns. A packed head is stored in `pieces`, and `head` is empty then.
     """
 
     rest: Block
     layers: tuple[Block, ...]
     head: Block
     lookups: dict[str, StoredTensor]
+    pieces: tuple[Block, ...] = ()
+
+    @property
+    def heads(self) -> tuple[Block, ...]:
+        """The blocks behind the layers: the head, its pieces, or nothing where it is part of `rest`."""
+        return (*((self.head,) if self.head.tensors else ()), *self.pieces)
 
     @property
     def stream(self) -> tuple[Block, ...]:
         """The blocks of one sweep in order: the layers, then the head."""
-        return (*self.layers, self.head) if self.head.tensors else self.layers
+        return (*self.layers, *self.heads)
 
 
 def build_block_table(checkpoint: Checkpoint, definition: ModelDefinition) -> BlockTable:
@@ -136,6 +145,10 @@ def _head_piece(head: Block, tensor: BlockTensor, recipe: Copy, start: int, end:
 
 
 def _recipes(checkpoint: Checkpoint, definition: ModelDefinition) -> list[Recipe]:
+    if definition.packing is not None:
+        return packed_recipes(checkpoint.tensors, definition.model, definition.packing)
+    if definition.scheme is not None:
+        return quantised_recipes(checkpoint, definition.model, definition.scheme)
     if checkpoint.gguf_architecture is None:
         return find_recipes(checkpoint.tensors, definition.model)
     from layermesh.shared.checkpoints.gguf_mapping import map_gguf  # the gguf package is slow to import
@@ -164,6 +177,7 @@ class _Sorter:
             for target in recipe.targets if isinstance(recipe, Conversion) else (recipe.target,):
                 self.recipes_of[target].append(recipe)
         self.lookup_weights = {f"{path}.weight": path for path in definition.lookups}
+        self.packed = packed_names(definition.model)
 
     def table(self, checkpoint: Checkpoint) -> BlockTable:
         contents: dict[str, list[tuple[str, tuple[str, ...]]]] = defaultdict(list)
@@ -185,7 +199,14 @@ class _Sorter:
             layers=tuple(self._block(f"layer {i}", i, contents[str(i)]) for i in range(self.definition.num_layers)),
             head=self._block("head", None, contents["head"]),
             lookups=lookups,
+            pieces=tuple(self._pieces(contents)),
         )
+
+    def _pieces(self, contents: dict[str, list[tuple[str, tuple[str, ...]]]]) -> Iterable[Block]:
+        packing = self.definition.packing
+        for number, rows in enumerate(itertools.pairwise(packing.head_bounds if packing else ())):
+            block = self._block(f"head [{rows[0]}, {rows[1]})", None, contents[f"head {number}"])
+            yield replace(block, rows=rows)
 
     def _shared_names(self) -> list[tuple[str, ...]]:
         """The names of each parameter or persistent buffer; several where modules share it."""
@@ -207,6 +228,8 @@ class _Sorter:
             return "lookup"
         if name == f"{self.definition.head}.weight":
             return "head"
+        if name.startswith(f"{self.definition.head}.pieces."):
+            return f"head {name.removeprefix(f'{self.definition.head}.pieces.').partition('.')[0]}"
         if any(name.startswith(f"{tower}.") for tower in self.definition.towers):
             return "tower"
         inside = name.removeprefix(f"{self.definition.layers_path}.")
@@ -229,7 +252,7 @@ class _Sorter:
 
     def _judge(self, missing: list[str], checkpoint: Checkpoint) -> frozenset[str]:
         """Return the missing names that are buffers, to be computed; parameters must not be missing."""
-        buffers = {name for name, _ in self.definition.model.named_buffers()}
+        buffers = {name for name, _ in self.definition.model.named_buffers()} - self.packed
         model = self.definition.model
         lost = [name for name in missing if name not in buffers and not is_ignored(name, model)]
         if lost:
@@ -260,6 +283,8 @@ class _Sorter:
 
     def _dtype(self, name: str, parameter: torch.Tensor) -> torch.dtype:
         """The dtype to compute in: the parameter's own, or float32 where the family asks for it."""
+        if name in self.packed:
+            return parameter.dtype
         plan: dict[str, Any] = self.definition.model._get_dtype_plan(parameter.dtype)
         kept = [dtype for pattern, dtype in plan.items() if pattern in name]
         return kept[0] if kept and parameter.dtype.is_floating_point else parameter.dtype

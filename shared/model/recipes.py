@@ -111,6 +111,15 @@ def find_recipes(tensors: dict[str, StoredTensor], model: Any) -> list[Recipe]:
     return recipes
 
 
+def exact_recipes(tensors: Mapping[str, StoredTensor], model: Any) -> list[Copy]:
+    """Return how `tensors` fill the parameters of the same names; raises CheckpointError for a shape that does not fit."""
+    parameters: dict[str, torch.Tensor] = model.state_dict()
+    known = [name for name in tensors if name in parameters]
+    for name in known:
+        _check_shape(tensors[name], parameters[name])
+    return [Copy(tensors[name], name) for name in known]
+
+
 def as_recipes(
     sources: Sequence[StoredTensor], shapes: Mapping[str, tuple[int, ...]], combine: Combine, dtype: torch.dtype | None
 ) -> list[Recipe]:

@@ -51,3 +51,22 @@ def _values(digits: torch.Tensor, form: QuantForm) -> torch.Tensor:
         return digits
     low, high = digits.view(len(digits), -1, 2, form.block).unbind(dim=2)
     return (low | (high << 4)).reshape(len(digits), -1)
+
+
+def widen(quants: Quants, form: QuantForm) -> Quants:
+    """Return the same quants in `form`, which has smaller groups or more bits; itself where it is the same.
+
+    Raises ValueError for a form that does not hold them.
+    """
+    if form == quants.form:
+        return quants
+    if form.bits < quants.form.bits or quants.form.group % form.group:
+        raise ValueError(f"{quants.form} does not fit {form}")
+    times = quants.form.group // form.group
+    zero = quants.zero.float() * quants.form.weight_of_zero / form.weight_of_zero
+    return Quants(
+        form,
+        quants.values + (form.offset - quants.form.offset),
+        quants.scale.repeat_interleave(times, dim=1),
+        zero.to(torch.bfloat16).repeat_interleave(times, dim=1),
+    )
