@@ -7,11 +7,26 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from layermesh import __version__
+from layermesh.cli_options import (
+    Alone,
+    Debug,
+    Device,
+    DeviceMemory,
+    Dtype,
+    GroupSize,
+    HostMemory,
+    Json,
+    Model,
+    Offline,
+    Quantize,
+    Revision,
+)
 from layermesh.interrupts import INTERRUPTED, catch_interrupts, check_interrupt, end_interrupted, ending, was_interrupted
 from layermesh.reporting import prepare_streams, reporting
 from layermesh.settings import (
@@ -20,6 +35,7 @@ from layermesh.settings import (
     Prompt,
     check_length,
     check_opening,
+    check_packing,
     check_prompt,
     check_sampling,
 )
@@ -53,35 +69,6 @@ def _root(
     ] = False,
 ) -> None:
     """Run language models that are too big for any machine you own."""
-
-
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        envvar="LAYERMESH_MODEL",
-        help="A Hugging Face folder, a .gguf file, a hub id or a pulled name.  [default: smollm2-135m]",
-    ),
-]
-Device = Annotated[str | None, typer.Option(envvar="LAYERMESH_DEVICE", help="cpu, cuda or cuda:N.  [default: the best]")]
-DeviceMemory = Annotated[
-    str | None,
-    typer.Option(envvar="LAYERMESH_DEVICE_MEMORY", help="Memory to use on the device, such as 4GB.  [default: most of it]"),
-]
-HostMemory = Annotated[
-    str | None,
-    typer.Option(envvar="LAYERMESH_HOST_MEMORY", help="Memory to use on the host, such as 2GB.  [default: most of it]"),
-]
-Dtype = Annotated[
-    str | None,
-    typer.Option(envvar="LAYERMESH_DTYPE", help="float32, bfloat16 or float16.  [default: the checkpoint's own]"),
-]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
-Offline = Annotated[bool, typer.Option("--offline", envvar="LAYERMESH_OFFLINE", help="Use only what is on this machine.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
-Debug = Annotated[bool, typer.Option("--debug", envvar="LAYERMESH_DEBUG", help="Show tracebacks.")]
-Alone = Annotated[bool, typer.Option("--alone", help="Look for no other machines.")]
 
 
 @app.command()
@@ -125,6 +112,8 @@ def generate(
     device_memory: DeviceMemory = None,
     host_memory: HostMemory = None,
     dtype: Dtype = None,
+    quantize: Quantize = None,
+    group_size: GroupSize = None,
     revision: Revision = None,
     offline: Offline = False,
     alone: Alone = False,  # noqa: ARG001 - there is nobody to look for yet
@@ -150,7 +139,7 @@ def generate(
             raw=raw,
             ignore_eos=ignore_eos,
         )
-        options = _options(device, device_memory, host_memory, dtype, revision, offline)
+        options = _options(device, device_memory, host_memory, dtype, quantize, group_size, revision, offline)
         check_opening(options)
         with ending(at_once=True):
             check_sampling(settings)
@@ -167,6 +156,8 @@ def plan(
     device_memory: DeviceMemory = None,
     host_memory: HostMemory = None,
     dtype: Dtype = None,
+    quantize: Quantize = None,
+    group_size: GroupSize = None,
     revision: Revision = None,
     offline: Offline = False,
     alone: Alone = False,  # noqa: ARG001 - there is nobody to look for yet
@@ -175,7 +166,7 @@ def plan(
 ) -> None:
     """Show a model's blocks, what would stay in memory, what would stream, and how fast that should be."""
     with reporting(debug):
-        options = _options(device, device_memory, host_memory, dtype, revision, offline)
+        options = _options(device, device_memory, host_memory, dtype, quantize, group_size, revision, offline)
         with _open(model, options) as mesh:
             from layermesh.cli_plan import print_plan
 
@@ -196,6 +187,27 @@ def pull(
         for notice in resolved.notices:
             note(f"note: {notice}")
         typer.echo(resolved.path)
+
+
+@app.command("quantize")
+def quantize_model(
+    model: Annotated[str, typer.Argument(help="A Hugging Face folder, a .gguf file, a hub id or a pulled name.")],
+    to: Annotated[str, typer.Option("--to", help="int4 or int8.")] = "int4",
+    group_size: GroupSize = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A new folder for it.  [default: in the cache, as for --quantize]")
+    ] = None,
+    revision: Revision = None,
+    offline: Offline = False,
+    debug: Debug = False,
+) -> None:
+    """Pack a model into 4 or 8 bits; the original stays as it is."""
+    with reporting(debug):
+        form = check_packing(to, group_size)
+        from layermesh.cli_quantize import print_packed
+        from layermesh.shared.packing.request import PackRequest
+
+        print_packed(model, PackRequest(*form), output, revision=revision, offline=offline)
 
 
 @app.command()
@@ -241,6 +253,8 @@ def _options(
     device_memory: str | None,
     host_memory: str | None,
     dtype: str | None,
+    quantize: str | None,
+    group_size: int | None,
     revision: str | None,
     offline: bool,
 ) -> OpeningOptions:
@@ -249,6 +263,8 @@ def _options(
         device_memory=device_memory,
         host_memory=host_memory,
         dtype=dtype,
+        quantize=quantize,
+        group_size=group_size,
         revision=revision,
         offline=offline,
     )

@@ -15,7 +15,20 @@ FORBIDDEN = {
     "coordinator": ("worker",),
 }
 ON_TOP = (
-    *("cli", "cli_generate", "cli_plan", "cli_list", "interrupts", "mesh", "meter", "local"),
+    *(
+        "cli",
+        "cli_generate",
+        "cli_plan",
+        "cli_list",
+        "cli_options",
+        "cli_quantize",
+        "checking",
+        "packs",
+        "interrupts",
+        "mesh",
+        "meter",
+        "local",
+    ),
     *("reporting", "request", "settings", "terminal", "LayerMesh"),
 )
 HEAVY = ("torch", "transformers", "grpc", "fastapi", "numpy", "gguf", "safetensors", "huggingface_hub", "tokenizers")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from layermesh.shared.checkpoints.block_hashes import BlockHashes
+from layermesh.shared.block_hashes import BlockHashes
 from layermesh.shared.errors import CheckpointError
 
 

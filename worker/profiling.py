@@ -9,6 +9,9 @@ from torch import nn
 
 from layermesh.shared.model.blocks import Block
 from layermesh.shared.profile import Profile
+from layermesh.shared.quant.forms import QuantForm
+from layermesh.shared.quant.multiplying import multiply
+from layermesh.shared.quant.tiles import packing_tile
 from layermesh.worker.buffers import Buffer, block_tensors
 from layermesh.worker.files import FileReader
 from layermesh.worker.loading import BlockLoader
@@ -68,21 +71,48 @@ def _sweep(loader: BlockLoader, blocks: Sequence[Block], buffers: Sequence[Buffe
 
 
 @torch.inference_mode()
-def _multiply(matrices: list[torch.Tensor]) -> float:
-    """Seconds that one token takes against all of `matrices`, each `[out, in]`."""
-    inputs = [torch.ones(1, matrix.shape[1], dtype=matrix.dtype) for matrix in matrices]
+def _multiply(matrices: "Sequence[_Product]") -> float:
+    """Seconds that one token takes against all of `matrices`."""
+    inputs = [matrix.token() for matrix in matrices]
     began = time.monotonic()
     for token, matrix in zip(inputs, matrices, strict=True):
-        nn.functional.linear(token, matrix)
+        matrix.multiply(token)
     return time.monotonic() - began
 
 
-def _matrices(block: Block, buffer: Buffer) -> list[torch.Tensor]:
-    return [tensor for tensor in block_tensors(block, buffer.bytes).values() if _is_matrix(tensor)]
+class _Product:
+    """A matrix `[out, in]`, or packed digits and their scales, to multiply with."""
+
+    def __init__(self, weights: torch.Tensor, scales: torch.Tensor | None = None) -> None:
+        self._weights = weights
+        self._scales = scales
+
+    @property
+    def nbytes(self) -> int:
+        return self._weights.nbytes + (0 if self._scales is None else self._scales.nbytes)
+
+    def token(self) -> torch.Tensor:
+        if self._scales is None:
+            return torch.ones(1, self._weights.shape[1], dtype=self._weights.dtype)
+        return torch.ones(1, 2 * self._weights.shape[1], dtype=torch.bfloat16)
+
+    def multiply(self, token: torch.Tensor) -> None:
+        if self._scales is None:
+            nn.functional.linear(token, self._weights)
+            return
+        form = QuantForm(4, token.shape[1] // len(self._scales))  # two planes are multiplied with like one of twice the width
+        multiply(token, self._weights, self._scales, form, packing_tile())
 
 
-def _num_bytes(tensors: Sequence[torch.Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors)
+def _matrices(block: Block, buffer: Buffer) -> list[_Product]:
+    tensors = block_tensors(block, buffer.bytes)
+    dense = [_Product(tensor) for tensor in tensors.values() if _is_matrix(tensor)]
+    packed = [key.removesuffix("packed") for key, tensor in tensors.items() if key.endswith(".packed")]
+    return dense + [_Product(tensors[f"{path}packed"], tensors[f"{path}scales"]) for path in packed]
+
+
+def _num_bytes(matrices: "Sequence[_Product]") -> int:
+    return sum(matrix.nbytes for matrix in matrices)
 
 
 def _is_matrix(tensor: torch.Tensor) -> bool:

@@ -17,6 +17,7 @@ from layermesh.shared.packing.block_file import PackedTensor, file_bytes
 from layermesh.shared.packing.parameters import ParameterReader, raw_chunks, read_whole
 from layermesh.shared.packing.selection import Selection
 from layermesh.shared.quant.forms import ROW_MULTIPLE, QuantForm
+from layermesh.shared.quant.quants import Quants
 from layermesh.shared.quant.rounding import round_weights
 from layermesh.shared.quant.tiles import packing_tile
 
@@ -66,9 +67,7 @@ def _block_file(name: str, block: Block, selection: Selection) -> PackedFile:
     return PackedFile(f"{name}.safetensors", tuple(tensors), {})
 
 
-def _head_files(
-    path: str, block: Block, tensor: BlockTensor, form: QuantForm, bounds: tuple[int, ...]
-) -> Iterator[PackedFile]:
+def _head_files(path: str, block: Block, tensor: BlockTensor, form: QuantForm, bounds: tuple[int, ...]) -> Iterator[PackedFile]:
     reader = ParameterReader(block.recipes)
     for number, rows in enumerate(pairwise(bounds)):
         tensors = _packed(f"{path}.pieces.{number}", tensor, form, rows, reader)
@@ -89,9 +88,7 @@ def _packed(
 class _PackedMatrix:
     """Rows of one matrix, packed when the first of its tensors is asked for; the scales follow."""
 
-    def __init__(
-        self, key: str, form: QuantForm, rows: tuple[int, int], columns: int, reader: ParameterReader
-    ) -> None:
+    def __init__(self, key: str, form: QuantForm, rows: tuple[int, int], columns: int, reader: ParameterReader) -> None:
         self._key = key
         self._form = form
         self._rows = rows
@@ -113,7 +110,7 @@ class _PackedMatrix:
         yield torch.cat(self._scales, dim=1)  # [groups, rows, 2]
         self._scales = []
 
-    def _rounded(self, start: int, end: int):  # type: ignore[no-untyped-def]
+    def _rounded(self, start: int, end: int) -> Quants:
         try:
             return round_weights(self._reader.weights(self._key, start, end), self._form)
         except ValueError as error:

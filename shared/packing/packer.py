@@ -10,12 +10,13 @@ from typing import Any, Final
 
 from filelock import FileLock, Timeout
 
-from layermesh.shared.checkpoints.block_hashes import PARTIAL_TABLE, TABLE, BlockTableFile, file_hash
+from layermesh.shared.block_hashes import PARTIAL_TABLE, TABLE, BlockTableFile, file_hash
 from layermesh.shared.checkpoints.json_files import read_object
 from layermesh.shared.checkpoints.packing import Packing
 from layermesh.shared.checkpoints.tensors import Checkpoint
 from layermesh.shared.errors import CheckpointError
 from layermesh.shared.library.disk import require_room, storing
+from layermesh.shared.library.packs import INDEX
 from layermesh.shared.library.progress import Advance, Progress, watched
 from layermesh.shared.model.blocks import BlockTable
 from layermesh.shared.model.definition import ModelDefinition
@@ -25,18 +26,12 @@ from layermesh.shared.packing.request import PackRequest, Source
 from layermesh.shared.packing.selection import Selection, packed_parameters, select
 from layermesh.shared.quant.tiles import packing_tile
 
-INDEX: Final = "model.safetensors.index.json"
 _SMALL_FILES_BYTES: Final = 32 << 20  # configuration, tokenizer, index
 _LOCK: Final = ".lock"
 _COMPANIONS: Final = (
     "*.model", "tokenizer*.json", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
     "generation_config.json", "*.jinja", "*.tiktoken", "tekken.json", "spiece.model",
 )  # fmt: skip
-
-
-def is_complete(folder: Path) -> bool:
-    """Return whether `folder` holds a whole pack: its index is written last."""
-    return (folder / INDEX).is_file() and (folder / TABLE).is_file()
 
 
 def pack(
@@ -61,7 +56,7 @@ def pack(
     with storing(folder, num_bytes + _SMALL_FILES_BYTES):
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder, progress), watched(progress, f"packing {name} to {request.label}", num_bytes) as advance:
-            journal = _Journal(folder, source.key(request), name)
+            journal = _Journal(folder, source.key(request), f"{name}@{request.label}")
             left = [file for file in files if not journal.has(file, advance)]
             require_room(folder, sum(file.num_bytes for file in left) + _SMALL_FILES_BYTES)
             for file in left:
@@ -71,21 +66,15 @@ def pack(
             _finish(folder, checkpoint, files, _packing(definition, request, selection, files), journal)
 
 
-def _packing(
-    definition: ModelDefinition, request: PackRequest, selection: Selection, files: Sequence[PackedFile]
-) -> Packing:
+def _packing(definition: ModelDefinition, request: PackRequest, selection: Selection, files: Sequence[PackedFile]) -> Packing:
     modules = dict(packed_parameters(selection))
     if selection.head_form is not None:
         modules[str(definition.head)] = selection.head_form
     embeddings = {name: table for file in files for name, table in file.embeddings.items()}
-    return Packing(
-        request.bits, request.group_size, packing_tile(), modules, embeddings, selection.head_bounds, request.fused
-    )
+    return Packing(request.bits, request.group_size, packing_tile(), modules, embeddings, selection.head_bounds, request.fused)
 
 
-def _finish(
-    folder: Path, checkpoint: Checkpoint, files: Sequence[PackedFile], packing: Packing, journal: "_Journal"
-) -> None:
+def _finish(folder: Path, checkpoint: Checkpoint, files: Sequence[PackedFile], packing: Packing, journal: "_Journal") -> None:
     config = read_object(checkpoint.config_dir / "config.json") | {"quantization_config": packing.to_config()}
     _write(folder / "config.json", _json(config))
     for companion in _companions(checkpoint):

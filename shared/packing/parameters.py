@@ -143,7 +143,7 @@ def _decoded(raw: torch.Tensor, encoding: str, columns: int) -> torch.Tensor:
 
 def _read(path: Path, offset: int, num_bytes: int) -> torch.Tensor:
     data = torch.empty(num_bytes, dtype=torch.uint8)
-    view, done = memoryview(data.numpy()), 0
+    view, done = data.numpy().data, 0
     try:
         with path.open("rb", buffering=0) as file:
             while done < num_bytes:

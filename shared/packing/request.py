@@ -4,16 +4,13 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from layermesh.shared.checkpoints.json_files import unreadable
 from layermesh.shared.checkpoints.packing import VERSION
 from layermesh.shared.checkpoints.tensors import Checkpoint
 from layermesh.shared.errors import CheckpointError
-from layermesh.shared.quant.forms import BITS, GROUP_SIZES
+from layermesh.shared.quant.sizes import DEFAULT_GROUP, GROUP_SIZES, KINDS
 from layermesh.shared.quant.tiles import packing_tile
-
-DEFAULT_GROUP: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +22,7 @@ class PackRequest:
     fused: bool = False
 
     def __post_init__(self) -> None:
-        if self.bits not in BITS or self.group_size not in GROUP_SIZES:
+        if self.bits not in KINDS.values() or self.group_size not in GROUP_SIZES:
             raise ValueError(f"nothing is packed to {self.bits} bits in groups of {self.group_size}")
 
     @property

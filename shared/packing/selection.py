@@ -42,7 +42,7 @@ def select(definition: ModelDefinition, table: BlockTable, request: PackRequest)
     for block in table.layers:
         reader = ParameterReader(block.recipes)
         for tensor in block.tensors:
-            form = _form(tensor, linears, reader, request) if _is_layer(tensor, linears) else None
+            form = _form(tensor, reader, request) if _is_layer(tensor, linears) else None
             if form is not None:
                 forms[tensor.key] = form
             else:
@@ -52,7 +52,7 @@ def select(definition: ModelDefinition, table: BlockTable, request: PackRequest)
     head_form = None
     if head is not None:
         request = PackRequest(max(request.bits, HEAD_BITS), request.group_size)
-        head_form = _form(head, linears, ParameterReader(table.head.recipes), request)
+        head_form = _form(head, ParameterReader(table.head.recipes), request)
     bounds = _bounds(head, head_form, table, forms) if head is not None and head_form is not None else ()
     return Selection(forms, head if bounds else None, head_form if bounds else None, bounds)
 
@@ -74,9 +74,7 @@ def _is_layer(tensor: BlockTensor, linears: dict[str, nn.Linear]) -> bool:
     return name not in _ROUTERS or linear.out_features > _MOST_EXPERTS
 
 
-def _form(
-    tensor: BlockTensor, linears: dict[str, nn.Linear], reader: ParameterReader, request: PackRequest
-) -> QuantForm | None:
+def _form(tensor: BlockTensor, reader: ParameterReader, request: PackRequest) -> QuantForm | None:
     """The form that keeps the quants there are, else the one asked for; 8 bits for quants that no form keeps."""
     kept = reader.kept_form(tensor.key)
     if kept is not None:
@@ -93,9 +91,9 @@ def _owner(definition: ModelDefinition, tensor: BlockTensor) -> str:
 def _check_worth(definition: ModelDefinition, table: BlockTable, left: "Counter[str]") -> None:
     total = sum(prod(tensor.shape) for block in table.layers for tensor in block.tensors)
     if 2 * sum(left.values()) > total:
-        names = ", ".join(name for name, _ in left.most_common(3))
+        names, share = ", ".join(name for name, _ in left.most_common(3)), sum(left.values()) / total
         raise UnsupportedModelError(
-            f"{type(definition.model).__name__} keeps {sum(left.values()) / total:.0%} of its layers' weights in {names}, which "
+            f"{type(definition.model).__name__} keeps {share:.0%} of its layers' weights in {names}, which "
             "are no plain linear layers and cannot be packed. Run it without --quantize."
         )
 

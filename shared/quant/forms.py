@@ -5,9 +5,10 @@ from typing import Final
 
 import torch
 
+from layermesh.shared.quant.sizes import GROUP_SIZES, KINDS
+
 ROW_MULTIPLE: Final = 64  # packed matrices have whole tiles of rows, whichever tile the processor's kernel reads
-GROUP_SIZES: Final = (32, 64, 128)  # what may be asked for
-BITS: Final = (4, 8)
+BITS: Final = tuple(KINDS.values())
 _DIGIT_BLOCK: Final = 32  # columns whose low and high digits lie side by side
 _SCALE_BYTES: Final = 4  # scale and zero in bfloat16
 

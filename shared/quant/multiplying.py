@@ -12,7 +12,9 @@ from layermesh.shared.quant.forms import QuantForm
 from layermesh.shared.quant.quants import unpack
 from layermesh.shared.quant.tiles import kernel_tile
 
-MANY_ROWS: Final = 80  # from here on unpacking pays (one core with AVX512-BF16: 6.3 against 7.1 ms at 64, 9.5 against 8.3 at 96)
+MANY_ROWS: Final = (
+    80  # from here on unpacking pays (one core with AVX512-BF16: 6.3 against 7.1 ms at 64, 9.5 against 8.3 at 96)
+)
 UNPACKED_BYTES: Final = 4 << 20  # of weights that are unpacked at a time, twice
 _PLAIN_BYTES: Final = 16 << 20  # the same in float32 where there is no kernel
 _CUDA_BYTES: Final = 256 << 20
@@ -46,9 +48,7 @@ def _multiply_few(rows: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor
     return _kernel(rows.contiguous(), packed, form.kernel_group, scales)
 
 
-def _multiply_many(
-    rows: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, form: QuantForm, tile: int
-) -> torch.Tensor:
+def _multiply_many(rows: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, form: QuantForm, tile: int) -> torch.Tensor:
     columns = rows.shape[1]
     step = _num_tiles(columns, tile) * tile
     products = rows.new_empty(len(rows), len(packed))
@@ -61,9 +61,7 @@ def _multiply_many(
     return products
 
 
-def _unpack_transposed(
-    packed: torch.Tensor, scales: torch.Tensor, form: QuantForm, tile: int, out: torch.Tensor
-) -> None:
+def _unpack_transposed(packed: torch.Tensor, scales: torch.Tensor, form: QuantForm, tile: int, out: torch.Tensor) -> None:
     """Unpack whole tiles of rows into `out`, bfloat16 `[columns, rows]`.
 
     Seen as a matrix of one block of columns and many more rows, the packed digits are still in the order of the kernel.

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from layermesh.shared.checkpoints.json_files import unreadable
+from msgpack import UnpackException, packb, unpackb
+
 from layermesh.shared.errors import CheckpointError
 
 TABLE: Final = "blocks.msgpack"
@@ -27,25 +28,21 @@ class BlockTableFile:
     @classmethod
     def read(cls, path: Path) -> "BlockTableFile":
         """Read the table at `path`; raises CheckpointError for one that is missing, damaged or too large."""
-        import msgpack
-
         try:
             if path.stat().st_size > MAX_TABLE_BYTES:
                 raise _damaged(path)
-            table: Any = msgpack.unpackb(path.read_bytes(), strict_map_key=True)
+            table: Any = unpackb(path.read_bytes(), strict_map_key=True)
             files = {str(name): (int(size), bytes(digest)) for name, (size, digest) in table["files"].items()}
             return cls(str(table["key"]), str(table["name"]), files)
         except OSError as error:
-            raise unreadable(path, error) from error
-        except (ValueError, TypeError, LookupError, AttributeError, msgpack.UnpackException) as error:
+            raise _unreadable(path, error) from error
+        except (ValueError, TypeError, LookupError, AttributeError, UnpackException) as error:
             raise _damaged(path) from error
 
     def to_bytes(self) -> bytes:
         """Return the table as it is stored."""
-        import msgpack
-
         files = {name: list(entry) for name, entry in self.files.items()}
-        packed: bytes = msgpack.packb({"key": self.key, "name": self.name, "files": files})
+        packed: bytes = packb({"key": self.key, "name": self.name, "files": files})
         return packed
 
 
@@ -94,8 +91,12 @@ def file_hash(path: Path) -> bytes:
             while count := file.readinto(buffer):
                 digest.update(memoryview(buffer)[:count])
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise _unreadable(path, error) from error
     return digest.digest()
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"cannot read {path}: {error.strerror or error}. Check that it is there and that you may read it.")
 
 
 def _damaged(path: Path) -> CheckpointError:
