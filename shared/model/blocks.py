@@ -16,6 +16,7 @@ from layermesh.shared.model.recipes import Conversion, Copy, Recipe, as_recipes,
 from layermesh.shared.model.stored_quants import quantised_recipes
 from layermesh.shared.quant.linear import packed_names
 
+CONVERSIONS_AT_ONCE = 4  # the readers that load a block
 ALIGNMENT = 64  # bytes; what torch's own allocations keep to, and kernels may round differently off it
 
 
@@ -65,7 +66,8 @@ class Block:
     @property
     def scratch_bytes(self) -> int:
         """Memory that conversions take beside the buffer while the block is loaded."""
-        return max((self._conversion_bytes(recipe) for recipe in self.recipes), default=0)
+        largest = sorted((self._conversion_bytes(recipe) for recipe in self.recipes), reverse=True)
+        return sum(largest[:CONVERSIONS_AT_ONCE])
 
     @property
     def needs_decoding(self) -> bool:
@@ -81,7 +83,7 @@ class Block:
     def _conversion_bytes(recipe: Recipe) -> int:
         if isinstance(recipe, Copy):
             return 0
-        return 3 * sum(source.num_elements * 4 for source in recipe.sources)
+        return 3 * 4 * max(sum(source.num_elements for source in recipe.sources), recipe.num_made)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,7 @@ def _recipes(checkpoint: Checkpoint, definition: ModelDefinition) -> list[Recipe
     if definition.packing is not None:
         return packed_recipes(checkpoint.tensors, definition.model, definition.packing)
     if definition.scheme is not None:
-        return quantised_recipes(checkpoint, definition.model, definition.scheme)
+        return quantised_recipes(checkpoint.tensors, definition.model, definition.scheme)
     if checkpoint.gguf_architecture is None:
         return find_recipes(checkpoint.tensors, definition.model)
     from layermesh.shared.checkpoints.gguf_mapping import map_gguf  # the gguf package is slow to import

@@ -15,7 +15,8 @@ from transformers import logging as transformers_logging
 from layermesh.shared.checkpoints.packing import Packing
 from layermesh.shared.errors import CheckpointError, UnsupportedModelError
 from layermesh.shared.model.packed import quantise_definition
-from layermesh.shared.model.stored_quants import QuantScheme, take_quantisation
+from layermesh.shared.model.schemes import QuantScheme
+from layermesh.shared.model.stored_quants import take_quantisation
 
 SENSES = ("vision", "audio", "image", "video", "speech")  # what sub-models that text never reaches are called after
 ATTENTION_KINDS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})

@@ -39,13 +39,14 @@ class Copy:
 class Conversion:
     """Stored tensors that become parameters by way of `combine`, which gets them decoded to `dtype`, in order.
 
-    `dtype` None is the parameters' own.
+    `dtype` None is the parameters' own. `num_made` is how many values come into being in between, if more than are stored.
     """
 
     sources: tuple[StoredTensor, ...]
     targets: tuple[str, ...]
     combine: Combine
     dtype: torch.dtype | None = None
+    num_made: int = 0
 
 
 Recipe = Copy | Conversion

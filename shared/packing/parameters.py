@@ -87,9 +87,9 @@ class ParameterReader:
         if target not in self._made:
             conversion = self._conversions[target]
             dtype = conversion.dtype or torch.float32
-            decoded = [read_whole(source, dtype) for source in conversion.sources]
-            made = conversion.combine(decoded)
-            self._made |= {name: made[name] for name in conversion.targets if name in made}
+            made = conversion.combine([read_whole(source, dtype) for source in conversion.sources])
+
+            self._made = {name: made[name] for name in conversion.targets if name in made}
         return self._made[target]
 
 
