@@ -13,7 +13,7 @@ from layermesh.shared.checkpoints.packing import Packing, is_packed
 from layermesh.shared.errors import CheckpointError, UsageError
 from layermesh.shared.library import Progress, ResolvedModel
 from layermesh.shared.library.home import unpacked_folder
-from layermesh.shared.library.packs import is_complete, note_use, packed_folder
+from layermesh.shared.library.packs import LOCK, is_complete, note_use, packed_folder
 from layermesh.shared.model.blocks import build_block_table
 from layermesh.shared.model.definition import define_model
 from layermesh.shared.packing.packer import pack
@@ -54,7 +54,11 @@ def pack_into(name: str, checkpoint: Checkpoint, request: PackRequest, folder: P
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file. Say -o with the name of a new folder.")
-    if folder.is_dir() and any(folder.iterdir()) and not _is_begun(folder, Source.of(checkpoint).key(request)):
+    if (
+        folder.is_dir()
+        and any(file.name != LOCK for file in folder.iterdir())
+        and not _is_begun(folder, Source.of(checkpoint).key(request))
+    ):
         raise UsageError(f"{folder} exists and is not empty. Say -o with the name of a new folder.")
     _pack(name, checkpoint, request, folder, progress)
     return folder

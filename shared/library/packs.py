@@ -12,6 +12,7 @@ from layermesh.shared.block_hashes import PARTIAL_TABLE, TABLE, BlockTableFile
 from layermesh.shared.errors import CheckpointError
 from layermesh.shared.library.home import home
 
+LOCK: Final = ".lock"
 INDEX: Final = "model.safetensors.index.json"  # of a pack, it is written last
 
 

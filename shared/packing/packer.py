@@ -16,7 +16,7 @@ from layermesh.shared.checkpoints.packing import Packing
 from layermesh.shared.checkpoints.tensors import Checkpoint
 from layermesh.shared.errors import CheckpointError
 from layermesh.shared.library.disk import require_room, storing
-from layermesh.shared.library.packs import INDEX
+from layermesh.shared.library.packs import INDEX, LOCK
 from layermesh.shared.library.progress import Advance, Progress, watched
 from layermesh.shared.model.blocks import BlockTable
 from layermesh.shared.model.definition import ModelDefinition
@@ -27,7 +27,6 @@ from layermesh.shared.packing.selection import Selection, packed_parameters, sel
 from layermesh.shared.quant.tiles import packing_tile
 
 _SMALL_FILES_BYTES: Final = 32 << 20  # configuration, tokenizer, index
-_LOCK: Final = ".lock"
 _COMPANIONS: Final = (
     "*.model", "tokenizer*.json", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
     "generation_config.json", "*.jinja", "*.tiktoken", "tekken.json", "spiece.model",
@@ -100,12 +99,13 @@ class _Journal:
         self._folder = folder
         self._files: dict[str, tuple[int, bytes]] = {}
         self._key, self._name = key, name
+        for left_over in folder.glob(f"*{TEMPORARY_SUFFIX}"):
+            left_over.unlink()
         with contextlib.suppress(CheckpointError):  # none yet, or none that can be read
             earlier = BlockTableFile.read(folder / PARTIAL_TABLE)
             if earlier.key == key:
                 self._files = dict(earlier.files)
-        for left_over in folder.glob(f"*{TEMPORARY_SUFFIX}"):
-            left_over.unlink()
+        self._note()
 
     def has(self, file: PackedFile, advance: Advance) -> bool:
         """Whether `file` was written before and still is what was written."""
@@ -118,21 +118,27 @@ class _Journal:
 
     def add(self, name: str, written: tuple[int, bytes]) -> None:
         self._files[name] = written
-        _write(self._folder / PARTIAL_TABLE, BlockTableFile(self._key, self._name, self._files).to_bytes())
+        self._note()
 
     def close(self) -> None:
         """Make it the table of the finished pack."""
         _write(self._folder / TABLE, BlockTableFile(self._key, self._name, self._files).to_bytes())
         (self._folder / PARTIAL_TABLE).unlink(missing_ok=True)
 
+    def _note(self) -> None:
+        _write(self._folder / PARTIAL_TABLE, BlockTableFile(self._key, self._name, self._files).to_bytes())
+
 
 def _write(path: Path, content: bytes) -> None:
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     flush_folder(path.parent)
 
 
@@ -143,7 +149,7 @@ def _json(value: Any) -> bytes:
 @contextlib.contextmanager
 def _alone(folder: Path, progress: Progress | None) -> Iterator[None]:
     """Be the only process that packs into `folder`."""
-    lock = FileLock(folder / _LOCK)
+    lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:

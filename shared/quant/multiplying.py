@@ -8,7 +8,7 @@ from typing import Final
 
 import torch
 
-from layermesh.shared.quant.forms import QuantForm
+from layermesh.shared.quant.forms import QuantForm, padded
 from layermesh.shared.quant.quants import unpack
 from layermesh.shared.quant.tiles import kernel_tile
 
@@ -36,9 +36,9 @@ def multiply(inputs: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, f
     return made.to(inputs.dtype).view(*inputs.shape[:-1], len(packed))
 
 
-def unpacking_bytes(columns: int, tile: int) -> int:
-    """Return the memory that products of many rows take beside inputs and outputs."""
-    return 2 * 2 * _num_tiles(columns, tile) * tile * columns
+def unpacking_bytes(rows: int, columns: int, tile: int) -> int:
+    """Return the memory that products of many inputs with a matrix take beside inputs and outputs."""
+    return 2 * 2 * min(_num_tiles(columns, tile) * tile, padded(rows)) * columns
 
 
 def _multiply_few(rows: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, form: QuantForm) -> torch.Tensor:

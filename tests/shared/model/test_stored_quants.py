@@ -77,9 +77,7 @@ def test_other_kinds_are_refused_by_name(llama, tmp_path, config):
         define_model(packed, torch.float32)
 
 
-@pytest.mark.parametrize(
-    ("form", "leaf"), [("fp8 blocks", "weight_scale_inv"), ("gptq", "qzeros"), ("awq", "scales")], ids=str
-)
+@pytest.mark.parametrize(("form", "leaf"), [("fp8 blocks", "weight_scale_inv"), ("gptq", "qzeros"), ("awq", "scales")], ids=str)
 def test_missing_parts_are_named(llama, tmp_path, form, leaf):
     packed, _ = quantised(llama, tmp_path, *FORMS[form])
     tensors = load_file(packed / "model.safetensors")
