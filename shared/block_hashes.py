@@ -5,7 +5,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from msgpack import UnpackException, packb, unpackb
 
@@ -42,8 +42,7 @@ class BlockTableFile:
     def to_bytes(self) -> bytes:
         """Return the table as it is stored."""
         files = {name: list(entry) for name, entry in self.files.items()}
-        packed: bytes = packb({"key": self.key, "name": self.name, "files": files})
-        return packed
+        return cast("bytes", packb({"key": self.key, "name": self.name, "files": files}))
 
 
 class BlockHashes:

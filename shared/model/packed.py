@@ -1,7 +1,7 @@
 """Opening a packed model: modules that compute with packed weights, in place of the linear layers they were made of."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -14,11 +14,20 @@ from layermesh.shared.quant.forms import QuantForm
 from layermesh.shared.quant.linear import PackedHead, QuantLinear
 from layermesh.shared.quant.tiles import packing_tile
 
-if TYPE_CHECKING:
-    from layermesh.shared.model.definition import ModelDefinition
+
+class Definition(Protocol):
+    """What is asked of a ModelDefinition, which builds on this module."""
+
+    @property
+    def model(self) -> Any:
+        """The model, on the meta device."""
+
+    @property
+    def head(self) -> str | None:
+        """The dotted name of its output projection."""
 
 
-def quantise_definition(definition: "ModelDefinition", packing: Packing) -> None:
+def quantise_definition(definition: Definition, packing: Packing) -> None:
     """Put packed modules, still without weights, in the places of `definition` that `packing` names.
 
     Raises UnsupportedModelError for a pack made for another kind of processor, CheckpointError where it does not fit the

@@ -1,7 +1,8 @@
 """From weights in full precision to values in 4 or 8 bits.
 
-Every group gets the scale and zero, as bfloat16 will hold them, with which its rounded values come closest (least squares),
-among its whole range and some narrower ones.
+Every group gets the scale and zero, as bfloat16 will hold them, with which its rounded values come closest (least squares):
+those that span its range, or those that regression finds for the values that come of it. Narrower ranges, which cut off the
+largest weights, have a smaller error and do worse (stories15M: 88.9 against 90.3 % the same choice of token).
 """
 
 from typing import Final
@@ -11,7 +12,7 @@ import torch
 from layermesh.shared.quant.forms import QuantForm
 from layermesh.shared.quant.quants import Quants
 
-_SHRINKS: Final = {4: (1.0, 0.92, 0.84, 0.76), 8: (1.0, 1.004)}  # of the range; what is outside is cut off
+_SPANS: Final = {4: (1.0,), 8: (1.0, 1.004)}  # of the range; bfloat16 may round the scale down, and cut off 8-bit values
 
 
 def round_weights(weights: torch.Tensor, form: QuantForm) -> Quants:
@@ -21,8 +22,8 @@ def round_weights(weights: torch.Tensor, form: QuantForm) -> Quants:
     if not bool((low.isfinite() & high.isfinite()).all()):
         raise ValueError("weights that are infinite or not a number cannot be rounded")
     best: _Trial | None = None
-    for shrink in _SHRINKS[form.bits]:
-        margin = (high - low) * (1 - shrink) / 2
+    for span in _SPANS[form.bits]:
+        margin = (high - low) * (1 - span) / 2
         best = _better(best, _Trial(groups, form, *_range_to_scale(low + margin, high - margin, form)))
     assert best is not None
     if form.bits == 4:
