@@ -11,7 +11,7 @@ from layermesh.shared.library import Progress
 from layermesh.shared.packing.request import PackRequest
 
 
-def build_llama(folder: Path, *, layers: int = 3, vocab: int = 900, hidden: int = 128, tied: bool = False) -> Path:
+def build_llama(folder: Path, *, layers: int = 3, vocab: int = 2000, hidden: int = 128, tied: bool = False) -> Path:
     """A random Llama with sizes that packing likes, in bfloat16."""
     config = LlamaConfig(
         vocab_size=vocab, hidden_size=hidden, intermediate_size=160, num_hidden_layers=layers, num_attention_heads=4,

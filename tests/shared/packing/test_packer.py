@@ -263,7 +263,7 @@ def test_a_pack_for_another_processor_is_refused(pack4, tmp_path):
     [
         {"bits": 5}, {"tile": 7}, {"modules": {"model.layers.0.mlp": [4, 32]}}, {"modules": {"no.such": [4, 32]}},
         {"modules": {"lm_head": [4, 7]}}, {"head_bounds": [0, 64]}, {"head_bounds": [5, 3]}, {"embeddings": 3},
-        {"embeddings": {"model.embed_tokens.weight": ["Q4_0", [900, 128]]}}, {"version": 2}, {"modules": None},
+        {"embeddings": {"model.embed_tokens.weight": ["Q4_0", [2000, 128]]}}, {"version": 2}, {"modules": None},
     ],
     ids=str,
 )  # fmt: skip
