@@ -28,6 +28,7 @@ bench-alone: $(VENV)/installed-dev  ## startup, memory, and how well reading hid
 	$(BIN)/python -m tests.benchmarks.steady
 	$(BIN)/python -m tests.benchmarks.streaming
 	$(BIN)/python -m tests.benchmarks.many
+	$(BIN)/python -m tests.benchmarks.quality
 
 bench-peers: $(VENV)/installed-dev  ## beside AirLLM, accelerate and llama.cpp, which it installs into ~/.cache/layermesh-bench
 	$(BIN)/python -m tests.benchmarks.peers

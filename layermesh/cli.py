@@ -8,11 +8,27 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from layermesh import __version__
+from layermesh.cli_options import (
+    Alone,
+    Debug,
+    Device,
+    DeviceMemory,
+    Dtype,
+    GroupSize,
+    HostMemory,
+    Json,
+    Model,
+    NoFastPath,
+    Offline,
+    Quantize,
+    Revision,
+)
 from layermesh.interrupts import INTERRUPTED, catch_interrupts, check_interrupt, end_interrupted, ending, was_interrupted
 from layermesh.reporting import prepare_streams, reporting
 from layermesh.settings import (
@@ -23,6 +39,7 @@ from layermesh.settings import (
     check_batch,
     check_length,
     check_opening,
+    check_packing,
     check_prompt,
     check_sampling,
 )
@@ -56,39 +73,6 @@ def _root(
     ] = False,
 ) -> None:
     """Run language models that are too big for any machine you own."""
-
-
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        envvar="LAYERMESH_MODEL",
-        help="A Hugging Face folder, a .gguf file, a hub id or a pulled name.  [default: smollm2-135m]",
-    ),
-]
-Device = Annotated[str | None, typer.Option(envvar="LAYERMESH_DEVICE", help="cpu, cuda or cuda:N.  [default: the best]")]
-DeviceMemory = Annotated[
-    str | None,
-    typer.Option(envvar="LAYERMESH_DEVICE_MEMORY", help="Memory to use on the device, such as 4GB.  [default: most of it]"),
-]
-HostMemory = Annotated[
-    str | None,
-    typer.Option(envvar="LAYERMESH_HOST_MEMORY", help="Memory to use on the host, such as 2GB.  [default: most of it]"),
-]
-Dtype = Annotated[
-    str | None,
-    typer.Option(envvar="LAYERMESH_DTYPE", help="float32, bfloat16 or float16.  [default: the checkpoint's own]"),
-]
-NoFastPath = Annotated[
-    bool,
-    typer.Option("--no-fast-path", envvar="LAYERMESH_NO_FAST_PATH", help="Run transformers' own layers, to the bit."),
-]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
-Offline = Annotated[bool, typer.Option("--offline", envvar="LAYERMESH_OFFLINE", help="Use only what is on this machine.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
-Debug = Annotated[bool, typer.Option("--debug", envvar="LAYERMESH_DEBUG", help="Show tracebacks.")]
-Alone = Annotated[bool, typer.Option("--alone", help="Look for no other machines.")]
 
 
 @app.command()
@@ -140,6 +124,8 @@ def generate(
     host_memory: HostMemory = None,
     dtype: Dtype = None,
     no_fast_path: NoFastPath = False,
+    quantize: Quantize = None,
+    group_size: GroupSize = None,
     revision: Revision = None,
     offline: Offline = False,
     alone: Alone = False,  # noqa: ARG001 - there is nobody to look for yet
@@ -167,7 +153,7 @@ def generate(
             raw=raw,
             ignore_eos=ignore_eos,
         )
-        options = _options(device, device_memory, host_memory, dtype, no_fast_path, revision, offline)
+        options = _options(device, device_memory, host_memory, dtype, no_fast_path, quantize, group_size, revision, offline)
         check_opening(options)
         with ending(at_once=True):
             check_sampling(settings)
@@ -192,6 +178,8 @@ def plan(
     host_memory: HostMemory = None,
     dtype: Dtype = None,
     no_fast_path: NoFastPath = False,
+    quantize: Quantize = None,
+    group_size: GroupSize = None,
     revision: Revision = None,
     offline: Offline = False,
     alone: Alone = False,  # noqa: ARG001 - there is nobody to look for yet
@@ -200,7 +188,7 @@ def plan(
 ) -> None:
     """Show a model's blocks, what would stay in memory, what would stream, and how fast that should be."""
     with reporting(debug):
-        options = _options(device, device_memory, host_memory, dtype, no_fast_path, revision, offline)
+        options = _options(device, device_memory, host_memory, dtype, no_fast_path, quantize, group_size, revision, offline)
         with _open(model, options) as mesh:
             from layermesh.cli_plan import print_plan
 
@@ -215,6 +203,8 @@ def bench(
     host_memory: HostMemory = None,
     dtype: Dtype = None,
     no_fast_path: NoFastPath = False,
+    quantize: Quantize = None,
+    group_size: GroupSize = None,
     revision: Revision = None,
     offline: Offline = False,
     as_json: Json = False,
@@ -222,7 +212,7 @@ def bench(
 ) -> None:
     """Measure this machine with a model: disk, weights, prefill, decode, and how near the bound that comes."""
     with reporting(debug):
-        options = _options(device, device_memory, host_memory, dtype, no_fast_path, revision, offline)
+        options = _options(device, device_memory, host_memory, dtype, no_fast_path, quantize, group_size, revision, offline)
         with _open(model, options) as mesh:
             from layermesh.cli_bench import print_bench
 
@@ -243,6 +233,28 @@ def pull(
         for notice in resolved.notices:
             note(f"note: {notice}")
         typer.echo(resolved.path)
+
+
+@app.command("quantize")
+def quantize_model(
+    model: Annotated[str, typer.Argument(help="A Hugging Face folder, a .gguf file, a hub id or a pulled name.")],
+    to: Annotated[str, typer.Option("--to", help="int4 or int8.")] = "int4",
+    group_size: GroupSize = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A new folder for it.  [default: in the cache, as for --quantize]")
+    ] = None,
+    no_fast_path: NoFastPath = False,
+    revision: Revision = None,
+    offline: Offline = False,
+    debug: Debug = False,
+) -> None:
+    """Pack a model into 4 or 8 bits; the original stays as it is."""
+    with reporting(debug):
+        form = check_packing(to, group_size)
+        from layermesh.cli_quantize import print_packed
+        from layermesh.shared.packing.request import PackRequest
+
+        print_packed(model, PackRequest(*form, fused=not no_fast_path), output, revision=revision, offline=offline)
 
 
 @app.command()
@@ -289,6 +301,8 @@ def _options(
     host_memory: str | None,
     dtype: str | None,
     no_fast_path: bool,
+    quantize: str | None,
+    group_size: int | None,
     revision: str | None,
     offline: bool,
 ) -> OpeningOptions:
@@ -298,6 +312,8 @@ def _options(
         host_memory=host_memory,
         dtype=dtype,
         fast_path=not no_fast_path,
+        quantize=quantize,
+        group_size=group_size,
         revision=revision,
         offline=offline,
     )

@@ -1,25 +1,27 @@
 """A model that this machine runs by itself: one stage of all its layers."""
 
-import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Unpack
 
 import torch
 
+from layermesh.checking import blaming, check_config
 from layermesh.coordinator.pipeline import Pipeline
 from layermesh.coordinator.plan import Plan, StagePlan, predict
 from layermesh.coordinator.tokenizer import Tokenizer
+from layermesh.packs import use_pack
 from layermesh.settings import OpeningOptions, check_opening, device_budget, host_budget
 from layermesh.shared.checkpoints import Checkpoint, open_checkpoint
 from layermesh.shared.checkpoints.json_files import read_object
-from layermesh.shared.errors import BudgetError, CheckpointError, LayermeshError, UnsupportedModelError
+from layermesh.shared.checkpoints.packing import is_packed
+from layermesh.shared.errors import BudgetError
 from layermesh.shared.footprint import Footprint, SequenceSize
 from layermesh.shared.frames import SessionId
-from layermesh.shared.library import home, resolve
+from layermesh.shared.library import resolve
+from layermesh.shared.library.home import unpacked_folder
 from layermesh.shared.model.blocks import build_block_table
 from layermesh.shared.model.definition import define_model
 from layermesh.shared.residency import Residency, plan_residency
@@ -34,12 +36,6 @@ SMALLEST_CHUNK = 16
 PLANNING = SessionId("plan")
 PLANNED_TOKENS = 1024  # the length of sequence that a plan makes room for when nobody says which
 LEAST_PLANNED_TOKENS = 128  # what that may shrink to where memory is short
-MOST_REPEATS = 1000  # layers or experts that a configuration may speak of where there are not even as many tensors
-
-_REPEATS = re.compile(r"(layer|expert)s?$|^depth$")  # names of settings that count modules
-_NOT_GENERATING = re.compile(
-    r"For(MaskedLM|PreTraining|SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice)$"
-)
 
 
 class LocalModel:
@@ -64,11 +60,11 @@ class LocalModel:
         )
         self.name = resolved.name
         self.notices = resolved.notices
-        self.checkpoint = open_checkpoint(resolved.path, home() / "unpacked")
+        self.checkpoint = use_pack(resolved, open_checkpoint(resolved.path, unpacked_folder()), options)
         self.planned_tokens: int | None = None  # the length of sequence that a plan makes room for
-        self.dtype = _dtype(options.get("dtype")) or pick_dtype(_stored_dtype(self.checkpoint), self.device)
-        _check_config(self.checkpoint, self.config)
-        with _blaming(self.checkpoint):
+        self.dtype = _dtype(options.get("dtype")) or pick_dtype(_stored_dtype(self.checkpoint, self.config), self.device)
+        check_config(self.checkpoint, self.config)
+        with blaming(self.checkpoint):
             self.definition = define_model(self.checkpoint.config_dir, self.dtype)
             self.table = build_block_table(self.checkpoint, self.definition, fast_path=options.get("fast_path", True))
             span = LayerSpan(0, self.definition.num_layers)
@@ -176,12 +172,15 @@ class LocalModel:
 
 
 def _dtype(name: str | None) -> torch.dtype | None:
-    dtype: torch.dtype | None = getattr(torch, name) if name else None
+    dtype: torch.dtype | None = getattr(torch, name, None) if name else None
     return dtype
 
 
-def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype | None:
-    """The dtype that most of the weights are stored in; None if they are quantised."""
+def _stored_dtype(checkpoint: Checkpoint, config: dict[str, Any]) -> torch.dtype | None:
+    """The dtype that most of the weights are stored in, or that quantised ones are to be computed in; None if nobody knows."""
+    if config.get("quantization_config") is not None:
+        named = None if is_packed(config) else _dtype(str(config.get("dtype") or config.get("torch_dtype")))
+        return named if isinstance(named, torch.dtype) else torch.bfloat16
     sizes: dict[torch.dtype | None, int] = {}
     for tensor in checkpoint.tensors.values():
         sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.num_bytes
@@ -190,42 +189,3 @@ def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype | None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     return read_object(path) if path.is_file() else {}
-
-
-def _check_config(checkpoint: Checkpoint, config: dict[str, Any]) -> None:
-    """Refuse what transformers would take hours to build, or would build and let talk nonsense."""
-    most = max(MOST_REPEATS, len(checkpoint.tensors))
-    for name, value in _settings(config):
-        if _REPEATS.search(name) and isinstance(value, int) and value > most:
-            raise CheckpointError(
-                f"{checkpoint.path} has {len(checkpoint.tensors)} tensors and its config.json says {name} is "
-                f"{str(value)[:20]}: they do not belong together, or config.json is damaged. Fetch it again."
-            )
-    names = config.get("architectures")
-    if isinstance(names, list) and names and all(_NOT_GENERATING.search(str(name)) for name in names):
-        raise UnsupportedModelError(
-            f"{checkpoint.path} is a {names[0]}, which was not trained to write text. layermesh runs causal language "
-            "models: look for one of those (their architecture mostly ends in ForCausalLM)."
-        )
-
-
-def _settings(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
-        yield name, value
-        if isinstance(value, dict):
-            yield from _settings(value)
-
-
-@contextmanager
-def _blaming(checkpoint: Checkpoint) -> Iterator[None]:
-    """Put down to the checkpoint whatever transformers and torch raise while they build what it describes."""
-    try:
-        yield
-    except (LayermeshError, MemoryError, OSError):
-        raise
-    except Exception as error:
-        said = " ".join(str(error).split())[:300]
-        raise CheckpointError(
-            f"no model can be built from {checkpoint.path}: its config.json says something that transformers does not "
-            f"understand ({type(error).__name__}: {said}). Fetch it again, or try another version of transformers."
-        ) from error

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeGuard
 
 from layermesh.shared.errors import UsageError
+from layermesh.shared.quant.sizes import DEFAULT_GROUP, GROUP_SIZES, KINDS
 from layermesh.shared.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -22,8 +23,9 @@ class OpeningOptions(TypedDict, total=False):
 
     `device` is "cpu", "cuda" or "cuda:N" (None: the best there is), budgets are bytes or text such as "4GB" (None: most of
     what is free), `dtype` is "float32", "bfloat16" or "float16" (None: the checkpoint's own where the device does it
-    well). `fast_path` False runs transformers' own layers where layermesh has leaner ones. `revision` is the branch, tag or
-    commit of a hub model; `offline` fetches nothing; `progress` watches a download.
+    well). `fast_path` False runs transformers' own layers where layermesh has leaner ones. `quantize` "int4" or "int8" packs
+    the model once and runs it so, `group_size` weights (32, 64 or 128) to a scale. `revision` is the branch, tag or commit of
+    a hub model; `offline` fetches nothing; `progress` watches downloads and packing.
     """
 
     device: str | None
@@ -31,6 +33,8 @@ class OpeningOptions(TypedDict, total=False):
     host_memory: int | str | None
     dtype: str | None
     fast_path: bool
+    quantize: str | None
+    group_size: int | None
     revision: str | None
     offline: bool
     progress: "Progress | None"
@@ -73,6 +77,26 @@ def check_opening(options: OpeningOptions) -> None:
     dtype = options.get("dtype")
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"no dtype {dtype!r}; say {', '.join(DTYPES)}.")
+    packed_form(options)
+
+
+def packed_form(options: OpeningOptions) -> tuple[int, int] | None:
+    """Return the bits and the group size to pack to; None: nobody asked. Raises UsageError."""
+    kind, group_size = options.get("quantize"), options.get("group_size")
+    if kind is None and group_size is None:
+        return None
+    if kind is None:
+        raise UsageError("a group size goes with --quantize. Say --quantize int4 as well.")
+    return check_packing(kind, group_size)
+
+
+def check_packing(kind: str, group_size: int | None) -> tuple[int, int]:
+    """Return the bits and the group size that these say; raises UsageError."""
+    if kind not in KINDS:
+        raise UsageError(f"nothing is packed to {kind!r}; say {' or '.join(KINDS)}.")
+    if group_size is not None and group_size not in GROUP_SIZES:
+        raise UsageError(f"weights share a scale in groups of {', '.join(map(str, GROUP_SIZES))}, not {group_size}.")
+    return KINDS[kind], group_size or DEFAULT_GROUP
 
 
 def device_budget(options: OpeningOptions) -> int | None:

@@ -58,7 +58,7 @@ class StatusLine:
 
 
 class DownloadLine:
-    """Shows the progress of a download: a bar's worth of figures on a terminal, else one line when it begins."""
+    """Shows the progress of a download or of packing: a bar's worth of figures on a terminal, else one line when it begins."""
 
     def __init__(self) -> None:
         self._what = ""
@@ -72,7 +72,7 @@ class DownloadLine:
         self._what, self._total, self._done = what, total_bytes, 0
         self._began = time.monotonic()
         size = f" ({format_bytes(total_bytes)})" if total_bytes else ""
-        note(f"fetching {what}{size}")
+        note(f"{what}{size}")
 
     def advance(self, num_bytes: int) -> None:
         """Note `num_bytes` more."""

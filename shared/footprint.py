@@ -5,6 +5,8 @@ from typing import Any
 
 from layermesh.shared.model.blocks import BlockTable
 from layermesh.shared.model.definition import ModelDefinition
+from layermesh.shared.quant.linear import QuantLinear
+from layermesh.shared.quant.multiplying import unpacking_bytes
 from layermesh.shared.spans import LayerSpan
 
 DECODING_BYTES = 8 << 20  # what the readers use to decode pieces of blocks that are not stored as they are computed with
@@ -53,7 +55,8 @@ class Footprint:
             rest_bytes=table.rest.loaded_bytes,
             scratch_bytes=max(block.scratch_bytes for block in blocks),
             decoding_bytes=DECODING_BYTES if any(block.needs_decoding for block in blocks) else 0,
-            kernel_bytes=EXPERT_KERNEL_BYTES if itemsize < ACCUMULATION_BYTES and _has_experts(table) else 0,
+            kernel_bytes=_unpacking_bytes(definition)
+            + (EXPERT_KERNEL_BYTES if itemsize < ACCUMULATION_BYTES and _has_experts(table) else 0),
             cache_bytes_per_token=per_layer * (len(span) + 1),  # growing copies one layer at a time
             state_bytes=_state_elements(config) * 4 * len(span),
             hidden_bytes_per_token=2 * hidden * itemsize,
@@ -79,6 +82,12 @@ class Footprint:
 def _has_experts(table: BlockTable) -> bool:
     shapes = {tensor.shape for block in table.layers for tensor in block.tensors}
     return any(len(shape) == 3 and min(shape[1:]) > 16 for shape in shapes)  # [experts, out, in], and no convolution
+
+
+def _unpacking_bytes(definition: ModelDefinition) -> int:
+    """What products of many rows with packed weights take."""
+    packed = [module for module in definition.model.modules() if isinstance(module, QuantLinear)]
+    return max((unpacking_bytes(module.out_features, module.in_features, module.tile) for module in packed), default=0)
 
 
 def _cache_elements(config: Any) -> int:

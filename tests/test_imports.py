@@ -15,23 +15,9 @@ FORBIDDEN = {
     "coordinator": ("worker",),
 }
 ON_TOP = (
-    *(
-        "ask",
-        "batch",
-        "batch_input",
-        "batch_output",
-        "cli",
-        "cli_batch",
-        "cli_generate",
-        "cli_plan",
-        "cli_list",
-        "interrupts",
-        "mesh",
-        "meter",
-        "local",
-        "many",
-    ),
-    *("berths", "reply", "reporting", "request", "settings", "terminal", "LayerMesh"),
+    *("ask", "batch", "batch_input", "batch_output", "berths", "checking", "cli", "cli_batch", "cli_bench", "cli_generate"),
+    *("cli_list", "cli_options", "cli_plan", "cli_quantize", "interrupts", "local", "many", "mesh", "meter", "packs", "reply"),
+    *("reporting", "request", "settings", "terminal", "LayerMesh"),
 )
 HEAVY = ("torch", "transformers", "grpc", "fastapi", "numpy", "gguf", "safetensors", "huggingface_hub", "tokenizers")
 

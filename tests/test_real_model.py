@@ -53,3 +53,13 @@ def test_its_logits_are_those_of_transformers_own_gguf_loader(model, monkeypatch
     )
     assert answer.token_ids == expected.sequences[0, len(prompt_ids) :].tolist()
     assert max(float((ours.scores - want[0]).abs().max()) for ours, want in zip(seen, expected.logits, strict=True)) == 0
+
+
+@pytest.mark.parametrize("kind", ["int4", "int8"])
+def test_packed_it_still_knows_and_streams_through_less(model, kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("LAYERMESH_HOME", str(tmp_path))
+    with LayerMesh(str(model), device="cpu", host_memory="45MB", quantize=kind) as mesh:
+        answer = mesh.generate(CAPITAL, max_new_tokens=20, temperature=0)
+    assert "Paris" in answer.text
+    assert answer.finish_reason == "stop"
+    assert answer.plan.stages[0].streamed_bytes > 0

@@ -17,6 +17,7 @@ from layermesh.shared.errors import UnsupportedModelError
 from layermesh.shared.frames import LayerOutput
 from layermesh.shared.model.blocks import Block
 from layermesh.shared.model.definition import ModelDefinition
+from layermesh.shared.quant.linear import PackedHead
 from layermesh.shared.spans import LayerSpan
 
 
@@ -134,6 +135,8 @@ class Doors:
 
     def _project_pieces(self, hidden: torch.Tensor) -> torch.Tensor:
         """Compute the output projection some rows at a time: `[..., hidden]` to `[..., vocab]`."""
+        if isinstance(self._projection, PackedHead):
+            return self._project_packed(hidden, self._projection)
         ends = [piece.rows[1] for piece in self._head if piece.rows is not None]
         logits = hidden.new_empty(*hidden.shape[:-1], ends[-1])
         for piece in self._head:
@@ -142,6 +145,14 @@ class Doors:
             start, end = piece.rows
             bias = None if self._projection.bias is None else self._projection.bias[start:end]
             logits[..., start:end] = nn.functional.linear(hidden, self._projection.weight, bias)
+        return logits
+
+    def _project_packed(self, hidden: torch.Tensor, projection: PackedHead) -> torch.Tensor:
+        logits = hidden.new_empty(*hidden.shape[:-1], projection.bounds[-1])
+        for number, piece in enumerate(self._head):
+            assert piece.rows is not None
+            _current().pause(piece)
+            logits[..., piece.rows[0] : piece.rows[1]] = projection.project(number, hidden)
         return logits
 
 

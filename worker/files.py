@@ -12,6 +12,7 @@ from typing import Final
 
 import numpy as np
 
+from layermesh.shared.block_hashes import BlockHashes
 from layermesh.shared.errors import CheckpointError
 from layermesh.shared.model.blocks import PAGE_BYTES
 from layermesh.worker.buffers import aligned_memory
@@ -33,6 +34,7 @@ class FileReader:
         self.num_bytes = 0
         self.busy_seconds = 0.0
         self._files: dict[Path, _File] = {}
+        self._hashes = BlockHashes()
         self._lock = threading.Lock()
         self._active = 0
         self._since = 0.0
@@ -40,10 +42,12 @@ class FileReader:
     def read_into(self, path: Path, offset: int, target: memoryview) -> None:
         """Fill `target` with the bytes of `path` from `offset` on.
 
-        Raises CheckpointError when the file is gone, has changed since it was first read, cannot be read or ends too early.
+        Raises CheckpointError when the file is gone, has changed since it was first read or packed, cannot be read or ends too
+        early.
         """
         with self._counting():
             try:
+                self._hashes.check(path)
                 file = self._open(path)
                 num_read = file.read(offset, target)
                 changed = file.has_changed()

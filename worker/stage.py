@@ -243,4 +243,4 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def stage_blocks(table: BlockTable, span: LayerSpan, num_layers: int) -> tuple[Block, ...]:
     """Return the blocks that a stage of `span` streams; the last stage also has the head."""
     layers = table.layers[span.start : span.end]
-    return (*layers, table.head) if span.end == num_layers and table.head.tensors else layers
+    return (*layers, *table.heads) if span.end == num_layers else layers

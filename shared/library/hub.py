@@ -96,7 +96,7 @@ def _download(name: HubName, commit: str, files: Sequence[HubFile], progress: Pr
         return
     needed = sum(file.num_bytes - _here_bytes(name.repo_id, file) for file in missing)
     require_room(cache_folder(), needed)
-    what = f"{name} ({len(missing)} file{'s' * (len(missing) > 1)})"
+    what = f"fetching {name} ({len(missing)} file{'s' * (len(missing) > 1)})"
     with storing(cache_folder(), needed), watched(progress, what, sum(f.num_bytes for f in missing)) as advance:
         for file in missing:
             _download_file(name.repo_id, commit, file, advance)

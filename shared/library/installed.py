@@ -13,6 +13,7 @@ from layermesh.shared.library.home import unpacked_folder
 from layermesh.shared.library.hub_cache import cache_folder, is_complete, repo_folder
 from layermesh.shared.library.hub_files import pick_gguf
 from layermesh.shared.library.names import HubName
+from layermesh.shared.library.packs import cached_packs, remove_packs
 from layermesh.shared.unpacked import sweep_unpacked
 
 if TYPE_CHECKING:
@@ -24,19 +25,19 @@ class InstalledModel:
     """A complete model; `used` is when it was last read or written, in seconds since the epoch."""
 
     name: str
-    origin: Literal["catalog", "hub"]
+    origin: Literal["catalog", "hub", "packed"]
     path: Path
     num_bytes: int
     used: float
 
 
 def list_models() -> list[InstalledModel]:
-    """Return the models of the catalog and of the Hugging Face cache that are here, the last used first."""
-    return sorted((*_from_catalog(), *_from_hub()), key=lambda model: -model.used)
+    """Return the models of the catalog, of the Hugging Face cache and packed ones that are here, the last used first."""
+    return sorted((*_from_catalog(), *_from_hub(), *list_packed()), key=lambda model: -model.used)
 
 
 def remove(name: str) -> int:
-    """Delete the downloaded model `name`, half a download too, and what was unpacked from it; returns the bytes this freed.
+    """Delete the downloaded or packed model `name`, half of one too, and what was unpacked from it; returns the bytes freed.
 
     Raises ModelNotFoundError when it is not here, UsageError for a path: files of the user are the user's.
     """
@@ -44,6 +45,9 @@ def remove(name: str) -> int:
 
 
 def _remove(name: str) -> int:
+    freed = remove_packs(name)
+    if freed is not None:
+        return freed
     if entry := CATALOG.get(name):
         return _remove_entry(entry)
     if hub := HubName.parse(name):
@@ -59,6 +63,13 @@ def _from_catalog() -> Iterator[InstalledModel]:
             status = entry.path.stat()
             used = max(status.st_atime, status.st_mtime)
             yield InstalledModel(entry.name, "catalog", entry.path, status.st_size, used)
+
+
+def list_packed() -> list[InstalledModel]:
+    """Return the complete packed models in the cache."""
+    return [
+        InstalledModel(pack.name, "packed", pack.path, pack.num_bytes, pack.used) for pack in cached_packs() if pack.complete
+    ]
 
 
 def _from_hub() -> Iterator[InstalledModel]:

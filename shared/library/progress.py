@@ -1,4 +1,4 @@
-"""How a download tells how far it is."""
+"""How a download, or whatever else takes its time, tells how far it is."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -6,10 +6,10 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Somebody who watches a download; `start` and `finish` come in pairs, whatever happens in between."""
+    """Somebody who watches; `start` and `finish` come in pairs, whatever happens in between."""
 
     def start(self, what: str, total_bytes: int | None) -> None:
-        """Begin on `what`, which has `total_bytes` bytes (None: nobody knows)."""
+        """Begin on `what`, such as "fetching NAME", which has `total_bytes` bytes (None: nobody knows)."""
 
     def advance(self, num_bytes: int) -> None:
         """Note `num_bytes` more bytes; a negative number when a file has to start over."""
@@ -23,7 +23,7 @@ Advance = Callable[[int], None]
 
 @contextmanager
 def watched(progress: Progress | None, what: str, total_bytes: int | None) -> Iterator[Advance]:
-    """Report one download of `total_bytes` bytes to `progress`; yields the function that takes each number of bytes."""
+    """Report work on `total_bytes` bytes to `progress`; yields the function that takes each number of bytes."""
     if progress is None:
         yield lambda _: None
         return

@@ -10,7 +10,7 @@ from layermesh.shared.errors import ModelNotFoundError, UnsupportedModelError, U
 from layermesh.shared.library.catalog import CATALOG, DEFAULT_MODEL, CatalogEntry
 from layermesh.shared.library.fetching import fetch
 from layermesh.shared.library.hub import pull
-from layermesh.shared.library.installed import list_models
+from layermesh.shared.library.installed import list_models, list_packed
 from layermesh.shared.library.names import HubName, looks_like_path
 from layermesh.shared.library.progress import Progress
 
@@ -21,7 +21,7 @@ class ResolvedModel:
 
     name: str
     path: Path
-    origin: Literal["path", "catalog", "hub"]
+    origin: Literal["path", "catalog", "hub", "packed"]
     notices: tuple[str, ...] = ()
 
 
@@ -31,7 +31,8 @@ def resolve(
     """Return where the model `name` lies, fetching it first if need be and not `offline`.
 
     `name` is a folder or .gguf file, a name of the catalog, `owner/name` on the hub, or `owner/name:file.gguf` for one
-    GGUF file there (`owner/name:Q4_K_M` for the only one with that in its name). `revision` is for the hub only.
+    GGUF file there (`owner/name:Q4_K_M` for the only one with that in its name), or that of a packed model (`NAME@int4`).
+    `revision` is for the hub only.
 
     Raises ModelNotFoundError, UnsupportedModelError, CheckpointError, ModelError, DiskFullError, UsageError.
     """
@@ -42,6 +43,9 @@ def resolve(
         raise UsageError(f"--revision is for models of the hub, and {name} is none. Leave it out.")
     if here:
         return ResolvedModel(name, _own(Path(path)), "path")
+    packed = next((model for model in list_packed() if model.name == name), None)
+    if packed is not None:
+        return ResolvedModel(name, packed.path, "packed")
     if looks_like_path(name):
         raise _no_path(name)
     if entry is not None:

@@ -2,18 +2,22 @@
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from layermesh.shared.checkpoints.tensors import Checkpoint, StoredTensor, stored_rows
-from layermesh.shared.errors import CheckpointError
+from layermesh.shared.errors import CheckpointError, UsageError
 from layermesh.shared.model.definition import ModelDefinition, compute_buffers
-from layermesh.shared.model.lean import make_lean
+from layermesh.shared.model.lean import make_lean, make_lean_as_stored
+from layermesh.shared.model.packed import packed_recipes, quantise_definition
 from layermesh.shared.model.recipes import Conversion, Copy, Recipe, as_recipes, find_recipes, is_ignored
+from layermesh.shared.model.stored_quants import quantised_recipes
+from layermesh.shared.quant.linear import packed_names
 
+CONVERSIONS_AT_ONCE = 4  # the readers that load a block
 ALIGNMENT = 64  # bytes; what torch's own allocations keep to, and kernels may round differently off it
 PAGE_BYTES = 4096  # what reads past the page cache keep to, in the file and in memory
 LARGE_BYTES = 1 << 20  # blocks from this size on are laid out to be read in place, for which some room goes unused
@@ -65,7 +69,8 @@ class Block:
     @property
     def scratch_bytes(self) -> int:
         """Memory that conversions take beside the buffer while the block is loaded."""
-        return max((self._conversion_bytes(recipe) for recipe in self.recipes), default=0)
+        largest = sorted((self._conversion_bytes(recipe) for recipe in self.recipes), reverse=True)
+        return sum(largest[:CONVERSIONS_AT_ONCE])
 
     @property
     def needs_decoding(self) -> bool:
@@ -81,7 +86,7 @@ class Block:
     def _conversion_bytes(recipe: Recipe) -> int:
         if isinstance(recipe, Copy):
             return 0
-        return 3 * sum(source.num_elements * 4 for source in recipe.sources)
+        return 3 * 4 * max(sum(source.num_elements for source in recipe.sources), recipe.num_made)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,30 +94,49 @@ class BlockTable:
     """All blocks of a model in the order a sweep needs them, and the tables that are read row by row.
 
     `rest` is what stays: norms, position tables, parameters that several layers share. `lookups` maps an embedding's dotted
-    name to the stored table whose rows it returns.
+    name to the stored table whose rows it returns. A packed head is stored in `pieces`, and `head` is empty then.
     """
 
     rest: Block
     layers: tuple[Block, ...]
     head: Block
     lookups: dict[str, StoredTensor]
+    pieces: tuple[Block, ...] = ()
+
+    @property
+    def heads(self) -> tuple[Block, ...]:
+        """The blocks behind the layers: the head, its pieces, or nothing where it is part of `rest`."""
+        return (*((self.head,) if self.head.tensors else ()), *self.pieces)
 
     @property
     def stream(self) -> tuple[Block, ...]:
         """The blocks of one sweep in order: the layers, then the head."""
-        return (*self.layers, self.head) if self.head.tensors else self.layers
+        return (*self.layers, *self.heads)
 
 
-def build_block_table(checkpoint: Checkpoint, definition: ModelDefinition, *, fast_path: bool = True) -> BlockTable:
+def build_block_table(
+    checkpoint: Checkpoint,
+    definition: ModelDefinition,
+    *,
+    fast_path: bool = True,
+    treatment: Callable[[str], object] = lambda _name: None,
+) -> BlockTable:
     """Divide the parameters of a model into blocks, and compute its buffers that no checkpoint holds.
 
-    With `fast_path` its layers are replaced by lean ones where they have the shape for it. Raises CheckpointError for
-    tensors that are missing or of the wrong shape.
+    With `fast_path` its layers are replaced by lean ones where they have the shape for it, and matrices with the same
+    `treatment` (asked with their names) joined; a packed model has its own shape already. Raises CheckpointError for tensors
+    that are missing or of the wrong shape, UsageError for a packed model that has lean layers and should not.
     """
-    recipes = _recipes(checkpoint, definition)
-    if fast_path:
-        recipes = make_lean(definition, recipes)
-    return _Sorter(definition, recipes).table(checkpoint)
+    packing = definition.packing
+    if packing is None:
+        recipes = _recipes(checkpoint, definition)
+        return _Sorter(definition, make_lean(definition, recipes, treatment) if fast_path else recipes).table(checkpoint)
+    if packing.fused:
+        if not fast_path:
+            raise UsageError(f"{checkpoint.path} was packed for the fast path. Pack the original again with --no-fast-path.")
+        make_lean_as_stored(definition, checkpoint.tensors)
+    quantise_definition(definition, packing)
+    return _Sorter(definition, _recipes(checkpoint, definition)).table(checkpoint)
 
 
 def split_head(head: Block, max_bytes: int) -> tuple[Block, ...]:
@@ -142,6 +166,10 @@ def _head_piece(head: Block, tensor: BlockTensor, recipe: Copy, start: int, end:
 
 
 def _recipes(checkpoint: Checkpoint, definition: ModelDefinition) -> list[Recipe]:
+    if definition.packing is not None:
+        return packed_recipes(checkpoint.tensors, definition.model, definition.packing)
+    if definition.scheme is not None:
+        return quantised_recipes(checkpoint.tensors, definition.model, definition.scheme)
     if checkpoint.gguf_architecture is None:
         return find_recipes(checkpoint.tensors, definition.model)
     from layermesh.shared.checkpoints.gguf_mapping import map_gguf  # the gguf package is slow to import
@@ -170,6 +198,7 @@ class _Sorter:
             for target in recipe.targets if isinstance(recipe, Conversion) else (recipe.target,):
                 self.recipes_of[target].append(recipe)
         self.lookup_weights = {f"{path}.weight": path for path in definition.lookups}
+        self.packed = packed_names(definition.model)
 
     def table(self, checkpoint: Checkpoint) -> BlockTable:
         contents: dict[str, list[tuple[str, tuple[str, ...]]]] = defaultdict(list)
@@ -191,7 +220,14 @@ class _Sorter:
             layers=tuple(self._block(f"layer {i}", i, contents[str(i)]) for i in range(self.definition.num_layers)),
             head=self._block("head", None, contents["head"]),
             lookups=lookups,
+            pieces=tuple(self._pieces(contents)),
         )
+
+    def _pieces(self, contents: dict[str, list[tuple[str, tuple[str, ...]]]]) -> Iterable[Block]:
+        packing = self.definition.packing
+        for number, rows in enumerate(itertools.pairwise(packing.head_bounds if packing else ())):
+            block = self._block(f"head [{rows[0]}, {rows[1]})", None, contents[f"head {number}"])
+            yield replace(block, rows=rows)
 
     def _shared_names(self) -> list[tuple[str, ...]]:
         """The names of each parameter or persistent buffer; several where modules share it."""
@@ -213,6 +249,8 @@ class _Sorter:
             return "lookup"
         if name == f"{self.definition.head}.weight":
             return "head"
+        if name.startswith(f"{self.definition.head}.pieces."):
+            return f"head {name.removeprefix(f'{self.definition.head}.pieces.').partition('.')[0]}"
         if any(name.startswith(f"{tower}.") for tower in self.definition.towers):
             return "tower"
         inside = name.removeprefix(f"{self.definition.layers_path}.")
@@ -235,7 +273,7 @@ class _Sorter:
 
     def _judge(self, missing: list[str], checkpoint: Checkpoint) -> frozenset[str]:
         """Return the missing names that are buffers, to be computed; parameters must not be missing."""
-        buffers = {name for name, _ in self.definition.model.named_buffers()}
+        buffers = {name for name, _ in self.definition.model.named_buffers()} - self.packed
         model = self.definition.model
         lost = [name for name in missing if name not in buffers and not is_ignored(name, model)]
         if lost:
@@ -282,6 +320,8 @@ class _Sorter:
 
     def _dtype(self, name: str, parameter: torch.Tensor) -> torch.dtype:
         """The dtype to compute in: the parameter's own, or float32 where the family asks for it."""
+        if name in self.packed:
+            return parameter.dtype
         plan: dict[str, Any] = self.definition.model._get_dtype_plan(parameter.dtype)
         kept = [dtype for pattern, dtype in plan.items() if pattern in name]
         return kept[0] if kept and parameter.dtype.is_floating_point else parameter.dtype

@@ -12,7 +12,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers import logging as transformers_logging
 
+from layermesh.shared.checkpoints.packing import Packing
 from layermesh.shared.errors import CheckpointError, UnsupportedModelError
+from layermesh.shared.model.schemes import QuantScheme
+from layermesh.shared.model.stored_quants import take_quantisation
 
 SENSES = ("vision", "audio", "image", "video", "speech")  # what sub-models that text never reaches are called after
 ATTENTION_KINDS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
@@ -25,7 +28,8 @@ class ModelDefinition:
     `layers` is the list of decoder layers that spans count, `layers_path` its dotted name. `towers` are the dotted names of
     sub-models that text never reaches (vision, audio); their weights are not read. `lookups` are embeddings that are only
     ever indexed by token id, so that single rows of them suffice. `head` is the output projection, if it is a plain linear
-    layer, and `tied` maps a parameter's name to the one whose tensor it shares.
+    layer, and `tied` maps a parameter's name to the one whose tensor it shares. `packing` is set where linear layers compute
+    with packed weights, `scheme` where the checkpoint has quantised ones that are unpacked as they are loaded.
     """
 
     model: Any  # a PreTrainedModel that can generate; transformers' own types do not say so
@@ -35,6 +39,8 @@ class ModelDefinition:
     lookups: tuple[str, ...]
     head: str | None
     tied: dict[str, str]
+    packing: Packing | None = None
+    scheme: QuantScheme | None = None
 
     @property
     def num_layers(self) -> int:
@@ -92,11 +98,6 @@ def read_config(config_dir: Path) -> Any:
             f"{config_dir.name} is a {config.model_type!r} model, which does not generate text. "
             "layermesh runs causal language models."
         )
-    if getattr(config, "quantization_config", None) is not None:
-        raise UnsupportedModelError(
-            f"{config_dir.name} is quantised ({_quantisation(config)}), which layermesh cannot read yet. "
-            "Take the unquantised checkpoint, or a GGUF file."
-        )
     return config
 
 
@@ -106,6 +107,7 @@ def define_model(config_dir: Path, dtype: torch.dtype) -> ModelDefinition:
     Raises what `read_config` raises.
     """
     config = read_config(config_dir)
+    packing, scheme = take_quantisation(config, config_dir)
     try:
         with _quiet(), torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
@@ -122,6 +124,8 @@ def define_model(config_dir: Path, dtype: torch.dtype) -> ModelDefinition:
         lookups=_find_lookups(model, towers),
         head=_find_head(model),
         tied=dict(model.all_tied_weights_keys),
+        packing=packing,
+        scheme=scheme,
     )
 
 
@@ -204,12 +208,6 @@ def _num_elements(module: nn.Module) -> int:
 
 def _inside(name: str, outer: tuple[str, ...] | list[str]) -> bool:
     return any(name.startswith(f"{path}.") for path in outer)
-
-
-def _quantisation(config: Any) -> str:
-    quantisation = config.quantization_config
-    method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
-    return str(method or type(quantisation).__name__)
 
 
 def _one_line(error: Exception) -> str:

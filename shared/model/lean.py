@@ -12,6 +12,9 @@ from layermesh.shared.model.lean_fit import activation_of, gate_up_names, lean_s
 from layermesh.shared.model.lean_layer import Fused, LeanLayer, LeanShape, Turner
 from layermesh.shared.model.recipes import Conversion, Recipe
 
+_FUSED = {"self_attn": "qkv", "mlp": "gate_up"}  # where the matrices with one input are gathered
+_JOINED = "joined"  # what several are called when they have become one
+
 
 @dataclass(frozen=True, slots=True)
 class _Move:
@@ -21,22 +24,31 @@ class _Move:
     first: int = 0
 
 
-def make_lean(definition: ModelDefinition, recipes: Sequence[Recipe]) -> list[Recipe]:
+def make_lean(
+    definition: ModelDefinition, recipes: Sequence[Recipe], treatment: Callable[[str], object] = lambda _name: None
+) -> list[Recipe]:
     """Replace the layers of `definition` that have the Llama shape and return the recipes for what it has now.
 
-    Matrices with one input become one where they are stored alike; others keep apart.
+    Matrices with one input become one where they are stored alike and get the same `treatment` (which is asked with their
+    names); others keep apart.
     """
     sources = _encodings(recipes)
-    return _rename(recipes, _replace_layers(definition, lambda names: len({sources.get(name) for name in names}) == 1))
+
+    def join(names: Sequence[str]) -> bool:
+        return len({(sources.get(name), treatment(name)) for name in names}) == 1
+
+    moves = _replace_layers(definition, join)
+    return [_moved(recipe, moves) for recipe in recipes]
 
 
 def make_lean_as_stored(definition: ModelDefinition, stored: Collection[str]) -> None:
-    """Replace layers so that their parameters are those `stored` by these names, in an earlier run's choice."""
+    """Replace layers so that their parameters are those `stored` under their names, as `make_lean` chose before."""
+    paths = {name.rpartition(".")[0] for name in stored}
 
     def join(names: Sequence[str]) -> bool:
-        path = names[0].partition(".self_attn.")[0] if ".self_attn." in names[0] else names[0].partition(".mlp.")[0]
-        apart = f"{path}.{'qkv' if '.self_attn.' in names[0] else 'gate_up'}.members.1."
-        return not any(name.startswith(apart) for name in stored)
+        path, _, member = names[0].removesuffix(".weight").rpartition(".")
+        owner, _, place = path.rpartition(".")
+        return f"{owner}.{_FUSED[place]}.{member}" not in paths
 
     _replace_layers(definition, join)
 
@@ -70,9 +82,10 @@ def _replace_layers(definition: ModelDefinition, join: Callable[[Sequence[str]],
 
 def _lean_layer(layer: Any, shape: LeanShape, path: str, turner: Turner, join: Callable[[Sequence[str]], bool]) -> LeanLayer:
     def fused(owner: Any, place: str, names: Sequence[str]) -> Fused:
-        members = [getattr(owner, name) for name in names]
-        together = join([f"{path}.{place}.{name}.weight" for name in names])
-        return Fused([_joined(members)] if together else members)
+        members = {name: getattr(owner, name) for name in names}
+        if len(members) > 1 and join([f"{path}.{place}.{name}.weight" for name in names]):
+            members = {_JOINED: _joined(list(members.values()))}
+        return Fused(members)
 
     attention, mlp = layer.self_attn, layer.mlp
     qkv = fused(attention, "self_attn", qkv_names(attention))
@@ -83,26 +96,19 @@ def _lean_layer(layer: Any, shape: LeanShape, path: str, turner: Turner, join: C
 def _moves(layer: Any, lean: LeanLayer, path: str) -> dict[str, _Move]:
     """Where every parameter of `layer` is in `lean`."""
     moves = {}
-    for name, fused, owner, names in (
-        ("qkv", lean.qkv, "self_attn", qkv_names(layer.self_attn)),
-        ("gate_up", lean.gate_up, "mlp", gate_up_names(layer.mlp)),
-    ):
-        first = 0
-        for number, member in enumerate(names):
-            target = f"{path}.{name}.members.{number if len(fused.members) > 1 else 0}"
+    for owner, names in (("self_attn", qkv_names(layer.self_attn)), ("mlp", gate_up_names(layer.mlp))):
+        fused, first = getattr(lean, _FUSED[owner]), 0
+        for member in names:
+            target = f"{path}.{_FUSED[owner]}.{_JOINED if hasattr(fused, _JOINED) else member}"
             for leaf in ("weight", "bias"):
                 moves[f"{path}.{owner}.{member}.{leaf}"] = _Move(f"{target}.{leaf}", first)
-            if len(fused.members) == 1:
+            if hasattr(fused, _JOINED):
                 first += getattr(getattr(layer, owner), member).out_features
     for owner, names in (("self_attn", ("o_proj", "q_norm", "k_norm")), ("mlp", ("down_proj",))):
         for member in names:
             for leaf in ("weight", "bias"):
                 moves[f"{path}.{owner}.{member}.{leaf}"] = _Move(f"{path}.{member}.{leaf}")
     return moves
-
-
-def _rename(recipes: Sequence[Recipe], moves: Mapping[str, _Move]) -> list[Recipe]:
-    return [_moved(recipe, moves) for recipe in recipes]
 
 
 def _moved(recipe: Recipe, moves: Mapping[str, _Move]) -> Recipe:
@@ -128,8 +134,6 @@ def _moved_conversion(recipe: Conversion, moves: Mapping[str, _Move]) -> Convers
 
 def _joined(members: Sequence[nn.Linear]) -> nn.Linear:
     """Return one layer for the outputs of all, its parameters on torch's meta device."""
-    if len(members) == 1:
-        return members[0]
     out, first = sum(member.out_features for member in members), members[0]
     return nn.Linear(first.in_features, out, bias=first.bias is not None, device="meta", dtype=first.weight.dtype)
 

@@ -4,7 +4,7 @@ RMSNorm, rotary phases, grouped queries, a gated MLP, and one matrix product whe
 a little differently than the original, within what the tests state.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,13 +27,14 @@ class LeanShape:
 class Fused(nn.Module):
     """Linear layers with one input: as one product, or one after the other where their weights cannot lie together."""
 
-    def __init__(self, members: Sequence[nn.Module]) -> None:
+    def __init__(self, members: Mapping[str, nn.Module]) -> None:
         super().__init__()
-        self.members = nn.ModuleList(members)
+        for name, member in members.items():
+            self.add_module(name, member)
 
     def forward(self, hidden: torch.Tensor) -> Any:
         """Return what the layers make of `hidden`, side by side: `[..., in]` to `[..., sum of out]`."""
-        parts: list[torch.Tensor] = [member.forward(hidden) for member in self.members]
+        parts: list[torch.Tensor] = [member.forward(hidden) for member in self._modules.values()]  # type: ignore[union-attr]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 

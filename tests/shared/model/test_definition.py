@@ -60,7 +60,7 @@ def test_prompts_go_in_chunks_where_no_layer_keeps_a_state(tiny, model_type, tak
         ('{"model_type": "llama", "hidden_act": "no such"}', UnsupportedModelError, "cannot build.*no such"),
         ('{"model_type": "llama", "vocab_size": 9, "pad_token_id": 10}', UnsupportedModelError, "cannot build"),
         (
-            '{"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}',
+            '{"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 3}}',
             UnsupportedModelError,
             "gptq",
         ),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from layermesh.shared.checkpoints.tensors import StoredTensor
-from layermesh.shared.model.lean import lean_layers, make_lean
+from layermesh.shared.model.lean import lean_layers, make_lean, make_lean_as_stored
 from layermesh.shared.model.lean_fit import lean_shape
 from layermesh.shared.model.lean_layer import LeanLayer
 from layermesh.shared.model.recipes import Conversion, Copy
@@ -62,7 +62,7 @@ def test_matrices_with_one_input_become_one(tiny):
     definition, lean = open_model(tiny("qwen2"), fast_path=True)
     layer = definition.layers[0]
     assert isinstance(layer, LeanLayer)
-    assert (len(layer.qkv.members), len(layer.gate_up.members)) == (1, 1)
+    assert (list(layer.qkv._modules), list(layer.gate_up._modules)) == (["joined"], ["joined"])
     assert sum(block.stored_bytes for block in lean.stream) == sum(block.stored_bytes for block in plain.stream)
     assert len(lean.layers[0].tensors) == len(plain.layers[0].tensors) - 5  # two weights and two biases, one weight
 
@@ -74,9 +74,24 @@ def test_matrices_stored_in_different_ways_keep_apart(tiny):
         for name, tensor in definition.model.state_dict().items()
     ]
     made = make_lean(definition, recipes)
-    assert (len(definition.layers[0].qkv.members), len(definition.layers[0].gate_up.members)) == (3, 1)
+    layer = definition.layers[0]
+    assert (list(layer.qkv._modules), list(layer.gate_up._modules)) == (["q_proj", "k_proj", "v_proj"], ["joined"])
     state = definition.model.state_dict()
     assert {recipe.target for recipe in made} == state.keys()
+
+
+def test_what_was_stored_apart_or_together_is_found_so_again(tiny):
+    for apart in (False, True):
+        first, _ = open_model(tiny("qwen2"))
+        recipes = [
+            Copy(StoredTensor(name, "F32", tuple(tensor.shape), Path("x"), 0, 1), name)
+            for name, tensor in first.model.state_dict().items()
+        ]
+        make_lean(first, recipes, lambda name, apart=apart: name if apart else None)
+        second, _ = open_model(tiny("qwen2"))
+        make_lean_as_stored(second, first.model.state_dict().keys())
+        assert first.model.state_dict().keys() == second.model.state_dict().keys()
+        assert any("qkv.joined" in name for name in first.model.state_dict()) != apart
 
 
 def test_rows_and_conversions_go_where_their_parameter_went(tiny):
@@ -98,7 +113,7 @@ def test_rows_and_conversions_go_where_their_parameter_went(tiny):
             conversion,
         ],
     )
-    assert [recipe.target for recipe in made[:3]] == [f"{path}.qkv.members.0.weight"] * 3
+    assert [recipe.target for recipe in made[:3]] == [f"{path}.qkv.joined.weight"] * 3
     assert torch.equal(made[1].rows, rows + num_queries)
     assert made[2].start == (num_queries + len(rows)) * hidden
     assert made[3].targets == (f"{path}.down_proj.weight",)

@@ -1,0 +1,90 @@
+"""The forms a matrix can be packed in: 4 or 8 bits a weight, and how many weights share a scale."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from layermesh.shared.quant.sizes import GROUP_SIZES, KINDS
+
+ROW_MULTIPLE: Final = 64  # packed matrices have whole tiles of rows, whichever tile the processor's kernel reads
+BITS: Final = tuple(KINDS.values())
+_DIGIT_BLOCK: Final = 32  # columns whose low and high digits lie side by side
+_SCALE_BYTES: Final = 4  # scale and zero in bfloat16
+
+
+@dataclass(frozen=True, slots=True)
+class QuantForm:
+    """`bits` per weight, and `group` weights of a row that share a scale and a zero.
+
+    Packed matrices are made of 4-bit digits. An 8-bit weight is two of them, 16 × high + low, under the same scale, so that the
+    kernel for 4 bits computes both: each `block` of columns becomes its low digits and then its high digits, and the inputs
+    become `[x, 16 x]` in the same order.
+    """
+
+    bits: int
+    group: int
+
+    def __post_init__(self) -> None:
+        allowed = (16, 32, 64, 128) if self.bits == 8 else (32, 64, 128, 256)
+        if self.bits not in BITS or self.group not in allowed:
+            raise ValueError(f"there is no form of {self.bits} bits in groups of {self.group}")
+
+    @property
+    def planes(self) -> int:
+        """4-bit digits per weight."""
+        return self.bits // 4
+
+    @property
+    def kernel_group(self) -> int:
+        """Digits of a row that share a scale."""
+        return self.planes * self.group
+
+    @property
+    def block(self) -> int:
+        """Columns whose digits of one plane lie together."""
+        return min(self.group, _DIGIT_BLOCK)
+
+    @property
+    def offset(self) -> int:
+        """The value that stands for the zero alone: w = scale × (value - offset) + weight_of_zero × zero."""
+        return 136 if self.bits == 8 else 8
+
+    @property
+    def weight_of_zero(self) -> int:
+        """How often the zero counts: once for each plane, times 16 in the high one."""
+        return 17 if self.bits == 8 else 1
+
+    def packed_shape(self, rows: int, columns: int) -> tuple[int, int]:
+        """Shape of the packed digits, uint8."""
+        return padded(rows), self.planes * columns // 2
+
+    def scales_shape(self, rows: int, columns: int) -> tuple[int, int, int]:
+        """Shape of scales and zeros, bfloat16."""
+        return columns // self.group, padded(rows), 2
+
+    def num_bytes(self, rows: int, columns: int) -> int:
+        """Bytes of a packed matrix with its scales."""
+        packed, scales = self.packed_shape(rows, columns), self.scales_shape(rows, columns)
+        return packed[0] * packed[1] + scales[0] * scales[1] * _SCALE_BYTES
+
+
+def padded(rows: int) -> int:
+    """Return `rows` rounded up to whole tiles."""
+    return -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE
+
+
+def choose_form(bits: int, wanted_group: int, columns: int) -> QuantForm | None:
+    """Return the form with the largest group of at most `wanted_group` that divides `columns`; None where none does."""
+    for group in sorted(GROUP_SIZES, reverse=True):
+        if group <= wanted_group and columns % group == 0:
+            return QuantForm(bits, group)
+    return None
+
+
+def pad_rows(matrix: torch.Tensor) -> torch.Tensor:
+    """Return `matrix` with rows of zeros added up to whole tiles."""
+    missing = padded(len(matrix)) - len(matrix)
+    if missing == 0:
+        return matrix
+    return torch.cat([matrix, matrix.new_zeros(missing, *matrix.shape[1:])])

@@ -1,0 +1,105 @@
+"""Products with packed matrices.
+
+A few rows go straight through torch's int4 kernel, which reads the packed weights once for every few of them. Many rows are
+worth unpacking for: the same kernel does it fastest, by multiplying small blocks of the matrix with the identity.
+"""
+
+from typing import Final
+
+import torch
+
+from layermesh.shared.quant.forms import QuantForm, padded
+from layermesh.shared.quant.quants import unpack
+from layermesh.shared.quant.tiles import kernel_tile
+
+MANY_ROWS: Final = (
+    80  # from here on unpacking pays (one core with AVX512-BF16: 6.3 against 7.1 ms at 64, 9.5 against 8.3 at 96)
+)
+UNPACKED_BYTES: Final = 4 << 20  # of weights that are unpacked at a time, twice
+_PLAIN_BYTES: Final = 16 << 20  # the same in float32 where there is no kernel
+_CUDA_BYTES: Final = 256 << 20
+
+
+def multiply(inputs: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, form: QuantForm, tile: int) -> torch.Tensor:
+    """Return `inputs` × the transposed matrix: `[..., columns]` to `[..., padded rows]`, in the dtype of `inputs`.
+
+    packed: uint8 `form.packed_shape`, scales: bfloat16 `form.scales_shape`, both on the device of `inputs`. A CPU computes in
+    bfloat16 with float32 sums.
+    """
+    rows = inputs.reshape(-1, inputs.shape[-1])
+    if inputs.device.type != "cpu" or tile != kernel_tile():
+        made = _multiply_plainly(rows, packed, scales, form, tile)
+    elif len(rows) < MANY_ROWS:
+        made = _multiply_few(rows.to(torch.bfloat16), packed, scales, form)
+    else:
+        made = _multiply_many(rows.to(torch.bfloat16), packed, scales, form, tile)
+    return made.to(inputs.dtype).view(*inputs.shape[:-1], len(packed))
+
+
+def unpacking_bytes(rows: int, columns: int, tile: int) -> int:
+    """Return the memory that products of many inputs with a matrix take beside inputs and outputs."""
+    return 2 * 2 * min(_num_tiles(columns, tile) * tile, padded(rows)) * columns
+
+
+def _multiply_few(rows: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, form: QuantForm) -> torch.Tensor:
+    if form.bits == 8:
+        blocks = rows.view(len(rows), -1, form.block)
+        rows = torch.stack([blocks, blocks * 16], dim=2).view(len(rows), -1)  # times 16 is exact
+    return _kernel(rows.contiguous(), packed, form.kernel_group, scales)
+
+
+def _multiply_many(rows: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, form: QuantForm, tile: int) -> torch.Tensor:
+    columns = rows.shape[1]
+    step = _num_tiles(columns, tile) * tile
+    products = rows.new_empty(len(rows), len(packed))
+    weights = rows.new_empty(columns * min(step, len(packed)))
+    for start in range(0, len(packed), step):
+        end = min(start + step, len(packed))
+        part = weights[: columns * (end - start)].view(columns, end - start)
+        _unpack_transposed(packed[start:end], scales[:, start:end], form, tile, part)
+        products[:, start:end] = torch.matmul(rows, part)
+    return products
+
+
+def _unpack_transposed(packed: torch.Tensor, scales: torch.Tensor, form: QuantForm, tile: int, out: torch.Tensor) -> None:
+    """Unpack whole tiles of rows into `out`, bfloat16 `[columns, rows]`.
+
+    Seen as a matrix of one block of columns and many more rows, the packed digits are still in the order of the kernel.
+    """
+    columns, rows = out.shape
+    num_tiles, num_blocks, block = rows // tile, columns // form.block, form.block
+    per_tile = scales.view(-1, num_tiles, tile, 2).transpose(0, 1)  # [tiles, groups, tile, 2]
+    per_block = per_tile.repeat_interleave(form.group // block, dim=1).reshape(1, -1, 2)
+    digits = packed.reshape(-1, form.planes * block // 2)
+    made = _kernel(_selector(form), digits, form.planes * block, per_block)  # [block, tiles * blocks * tile]
+    in_blocks = made.view(block, num_tiles, num_blocks, tile).permute(2, 0, 1, 3)
+    out.view(num_blocks, block, num_tiles, tile).copy_(in_blocks)
+
+
+def _selector(form: QuantForm) -> torch.Tensor:
+    """Inputs that pick one column each: the identity, beside 16 times itself where there are two planes."""
+    identity = torch.eye(form.block, dtype=torch.bfloat16)
+    return identity if form.bits == 4 else torch.cat([identity, 16 * identity], dim=1)
+
+
+def _multiply_plainly(
+    rows: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, form: QuantForm, tile: int
+) -> torch.Tensor:
+    """Unpack some rows at a time with bit operations, on any device."""
+    most = _CUDA_BYTES if rows.device.type == "cuda" else _PLAIN_BYTES
+    step = max(most // (4 * rows.shape[1] * tile), 1) * tile
+    products = rows.new_empty(len(rows), len(packed))
+    for start in range(0, len(packed), step):
+        end = min(start + step, len(packed))
+        weights = unpack(packed[start:end], scales[:, start:end], form, tile).dequantise().to(rows.dtype)
+        products[:, start:end] = rows @ weights.t()
+    return products
+
+
+def _num_tiles(columns: int, tile: int) -> int:
+    return max(UNPACKED_BYTES // (2 * columns * tile), 1)
+
+
+def _kernel(rows: torch.Tensor, packed: torch.Tensor, group: int, scales: torch.Tensor) -> torch.Tensor:
+    made: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, packed, group, scales)
+    return made

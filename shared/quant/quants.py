@@ -1,0 +1,72 @@
+"""A matrix of quantised values with its scales, on its way into a pack."""
+
+from dataclasses import dataclass
+
+import torch
+
+from layermesh.shared.quant.forms import QuantForm, pad_rows
+from layermesh.shared.quant.tiles import pack_digits, unpack_digits
+
+
+@dataclass(frozen=True, slots=True)
+class Quants:
+    """Rows of a matrix: `values` uint8 `[rows, columns]`, `scale` and `zero` bfloat16 `[rows, groups]`.
+
+    A weight is `scale × (value - form.offset) + form.weight_of_zero × zero`.
+    """
+
+    form: QuantForm
+    values: torch.Tensor
+    scale: torch.Tensor
+    zero: torch.Tensor
+
+    def dequantise(self) -> torch.Tensor:
+        """Return the weights they stand for, float32 `[rows, columns]`."""
+        form = self.form
+        steps = self.values.view(len(self.values), -1, form.group).float() - form.offset
+        weights = steps * self.scale.float()[..., None] + form.weight_of_zero * self.zero.float()[..., None]
+        return weights.view(self.values.shape)
+
+    def pack(self, tile: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return digits and scales in the order of the kernel, uint8 `form.packed_shape` and bfloat16 `form.scales_shape`."""
+        scales = pad_rows(torch.stack([self.scale, self.zero], dim=2)).transpose(0, 1).contiguous()
+        return pack_digits(_digits(pad_rows(self.values), self.form), tile), scales
+
+
+def unpack(packed: torch.Tensor, scales: torch.Tensor, form: QuantForm, tile: int) -> Quants:
+    """Return what was packed, rows of padding included."""
+    digits = unpack_digits(packed, tile)
+    return Quants(form, _values(digits, form), scales[..., 0].t(), scales[..., 1].t())
+
+
+def _digits(values: torch.Tensor, form: QuantForm) -> torch.Tensor:
+    if form.bits == 4:
+        return values
+    blocks = values.view(len(values), -1, form.block)
+    return torch.stack([blocks & 15, blocks >> 4], dim=2).view(len(values), -1)
+
+
+def _values(digits: torch.Tensor, form: QuantForm) -> torch.Tensor:
+    if form.bits == 4:
+        return digits
+    low, high = digits.view(len(digits), -1, 2, form.block).unbind(dim=2)
+    return (low | (high << 4)).reshape(len(digits), -1)
+
+
+def widen(quants: Quants, form: QuantForm) -> Quants:
+    """Return the same quants in `form`, which has smaller groups or more bits; itself where it is the same.
+
+    Raises ValueError for a form that does not hold them.
+    """
+    if form == quants.form:
+        return quants
+    if form.bits < quants.form.bits or quants.form.group % form.group:
+        raise ValueError(f"{quants.form} does not fit {form}")
+    times = quants.form.group // form.group
+    zero = quants.zero.float() * quants.form.weight_of_zero / form.weight_of_zero
+    return Quants(
+        form,
+        quants.values + (form.offset - quants.form.offset),
+        quants.scale.repeat_interleave(times, dim=1),
+        zero.to(torch.bfloat16).repeat_interleave(times, dim=1),
+    )
