@@ -18,6 +18,7 @@ from layermesh.shared.frames import LayerOutput
 from layermesh.shared.model.blocks import Block
 from layermesh.shared.model.definition import ModelDefinition
 from layermesh.shared.spans import LayerSpan
+from layermesh.worker.host_layers import HostLayers
 
 
 class StageEnd(BaseException):
@@ -32,13 +33,14 @@ class Forward(greenlet):
 
     `wanted` is the block it waits for, None once it has ended; then `result` is what it returned (the model's outputs, or a
     LayerOutput where the stage ends before the model does) or `failure` what it raised. `cache` is the one its layers were
-    handed, which some families make in the middle of their first call.
+    handed, which some families make in the middle of their first call. The blocks `on_host` come there, not to the device.
     """
 
-    def __init__(self, run: Callable[[], Any], entry: LayerOutput | None) -> None:
+    def __init__(self, run: Callable[[], Any], entry: LayerOutput | None, on_host: frozenset[str] = frozenset()) -> None:
         super().__init__(self._run_to_end)
         self._forward = run
         self.entry = entry
+        self.on_host = on_host
         self.output = entry
         self.last_layer = -1
         self.cache: Cache | None = None
@@ -68,8 +70,9 @@ class Forward(greenlet):
 class Doors:
     """The doors of one stage, in front of the layers and the head of a model definition of its own."""
 
-    def __init__(self, definition: ModelDefinition, span: LayerSpan) -> None:
+    def __init__(self, definition: ModelDefinition, span: LayerSpan, host_layers: HostLayers) -> None:
         self._definition = definition
+        self._host_layers = host_layers
         self._span = span
         self._layers: Mapping[int, Block] = {}
         self._head: Sequence[Block] = ()
@@ -97,12 +100,19 @@ class Doors:
             assert forward.output is not None
             raise StageEnd(forward.output)
         forward.pause(self._layers[index])
-        returned = self._forwards[index](*args, **kwargs)
+        returned = self._run_layer(forward, index, args, kwargs)
         if self._span.end < self._definition.num_layers:
             forward.output = LayerOutput.of(returned)
             if index == self._span.end - 1:
                 raise StageEnd(forward.output)
         return returned
+
+    def _run_layer(self, forward: Forward, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        block = self._layers[index]
+        if block.name in forward.on_host:
+            return self._host_layers.run(block, self._forwards[index], forward.cache, args, kwargs)
+        self._host_layers.bring_cache(forward.cache, block)
+        return self._forwards[index](*args, **kwargs)
 
     def _check_order(self, forward: Forward, index: int) -> None:
         if index <= forward.last_layer and len(self._span) < self._definition.num_layers:
