@@ -23,6 +23,7 @@ from layermesh.shared.library import home, resolve
 from layermesh.shared.model.blocks import build_block_table
 from layermesh.shared.model.definition import define_model
 from layermesh.shared.spans import LayerSpan
+from layermesh.worker.card_memory import CardMemory
 from layermesh.worker.machine import free_memory, pick_device, pick_dtype, return_memory_promptly
 from layermesh.worker.profiling import measure_profile
 from layermesh.worker.stage import Stage
@@ -62,7 +63,7 @@ class LocalModel:
             progress=options.get("progress"),
         )
         self.name = resolved.name
-        self.notices = resolved.notices
+        self._notices = resolved.notices
         self.checkpoint = open_checkpoint(resolved.path, home() / "unpacked")
         self.planned_tokens: int | None = None  # the length of sequence that a plan makes room for
         self.dtype = _dtype(options.get("dtype")) or pick_dtype(_stored_dtype(self.checkpoint), self.device)
@@ -71,9 +72,20 @@ class LocalModel:
             self.definition = define_model(self.checkpoint.config_dir, self.dtype)
             self.table = build_block_table(self.checkpoint, self.definition)
             span = LayerSpan(0, self.definition.num_layers)
-            self.stage = Stage(self.definition, self.table, span, self.device, *self._stage_budget(), self._staging_budget())
+            budget, host_budget_bytes = self._stage_budget(), self._staging_budget()
+            self.card_memory = None if self.device.type == "cpu" else CardMemory(self.device, self.device_budget_bytes)
+            try:
+                self.stage = Stage(self.definition, self.table, span, self.device, *budget, host_budget_bytes)
+            except BaseException:
+                self._lift_bound()
+                raise
         self.pipeline = Pipeline([self.stage])
         self.load_seconds = time.monotonic() - began
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the user should know about the model and how it runs."""
+        return (*self._notices, *self.stage.notices)
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -123,7 +135,14 @@ class LocalModel:
 
     def close(self) -> None:
         """Give everything back."""
-        self.stage.close()
+        try:
+            self.stage.close()
+        finally:
+            self._lift_bound()
+
+    def _lift_bound(self) -> None:
+        if self.card_memory is not None:
+            self.card_memory.close()
 
     def _reserve_for_plan(self) -> None:
         """Make room for as long a sequence as fits, from what is usual down to a short one."""

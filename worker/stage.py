@@ -156,6 +156,7 @@ class Stage:
         self._sessions.clear()
         self._reserved.clear()
         self._unbind()
+        self._binder.unbind(self._rest)
         try:
             if self._streamer is not None:
                 self._streamer.close()

@@ -396,3 +396,13 @@ def test_the_footprint_counts_caches_rows_and_chunks(llama):
     assert half.working_bytes(short) < whole.working_bytes(short)
     assert whole.working_bytes(two) > whole.working_bytes(short)
     assert whole.rest_bytes == table.rest.loaded_bytes
+
+
+def test_the_footprint_on_a_card_counts_its_libraries_and_what_its_allocator_rounds_up(llama):
+    definition, table = open_model(llama)
+    span, size = LayerSpan(0, 4), SequenceSize(100, 1)
+    there, here = Footprint.of(definition, span, table, "cuda"), Footprint.of(definition, span, table)
+    more = there.working_bytes(size) - here.working_bytes(size)
+    assert there.device_bytes < more
+    assert there.device_bytes >= sum(block.loaded_bytes for block in table.stream) + (60 << 20)
+    assert here.host_working_bytes(size, size) - here.host_working_bytes(size) == here.cache_bytes_per_token * 100
