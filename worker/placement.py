@@ -82,7 +82,10 @@ def bus_rate(device: torch.device, budget_bytes: int) -> float | None:
     from layermesh.worker.bus import MEASURED_BYTES, measure_bus
     from layermesh.worker.card import CudaCard
 
-    return measure_bus(CudaCard(device), max(min(MEASURED_BYTES, budget_bytes // 4), 1))
+    card = CudaCard(device)
+    rate = measure_bus(card, max(min(MEASURED_BYTES, budget_bytes // 4), 1))
+    card.give_back()
+    return rate
 
 
 def place_on(device: torch.device, residency: Residency) -> Placement:
