@@ -114,7 +114,7 @@ def plan_residency(
     if floor.total_bytes > budget_bytes:
         needed_bytes = min(everything.total_bytes, with_head, floor.total_bytes)
         raise BudgetError("the model", budget_bytes, needed_bytes, flag)
-    resident = _choose(layers, heads, budget_bytes - floor.total_bytes)
+    resident = _choose([*heads, *spread(layers)], budget_bytes - floor.total_bytes)
     plan = replace(floor, resident=resident)
     return plan if host_budget_bytes is None else _use_host(plan, host_budget_bytes, host_working_bytes)
 
@@ -125,14 +125,16 @@ def _use_host(plan: Residency, budget_bytes: int, working_bytes: int) -> Residen
         raise BudgetError("reading blocks for the device", budget_bytes, plan.host_bytes)
     if plan.host_bytes + working_bytes <= budget_bytes:
         plan = replace(plan, host_working_bytes=working_bytes)
-    layers = [block for block in plan.streamed if block.layer is not None]
     heads = [block for block in plan.streamed if block.layer is None]
-    return replace(plan, on_host=_choose(layers, heads, budget_bytes - plan.host_bytes))
+    layers = spread([block for block in plan.blocks if block.layer is not None])
+    others = [block for block in layers if block.name not in plan.resident]
+    return replace(plan, on_host=_choose([*heads, *others], budget_bytes - plan.host_bytes))
 
 
-def _choose(layers: Sequence[Block], heads: Sequence[Block], num_bytes: int) -> frozenset[str]:
+def _choose(blocks: Sequence[Block], num_bytes: int) -> frozenset[str]:
+    """Take from `blocks` what fits, the first ones first."""
     chosen = []
-    for block in (*heads, *spread(layers)):
+    for block in blocks:
         if block.loaded_bytes <= num_bytes:
             chosen.append(block.name)
             num_bytes -= block.loaded_bytes

@@ -21,8 +21,8 @@ class CardBuffer(Buffer):
         self._card = card
         self._copied = card.new_event()
         unpin = weakref.finalize(self, _unpin, card, self.bytes, self._copied)  # first, so that no interruption comes between
-        self.is_pinned = card.pin(self.bytes)
-        if not self.is_pinned:
+        self.is_slow = not card.pin(self.bytes)
+        if self.is_slow:
             unpin.detach()
 
     def copy_to(self, target: torch.Tensor, stream: Stream) -> None:
@@ -30,7 +30,7 @@ class CardBuffer(Buffer):
         try:
             for start in range(0, len(target), COPIED_BYTES):
                 end = min(start + COPIED_BYTES, len(target))
-                self._card.copy(target[start:end], self.bytes[start:end], stream, wait=not self.is_pinned)
+                self._card.copy(target[start:end], self.bytes[start:end], stream, wait=self.is_slow)
         finally:  # an interruption does not stop a copy
             self._copied.record(stream)
 
@@ -49,7 +49,6 @@ class DevicePlacement:
     keeps_apart = True
 
     def __init__(self, card: Card, num_slots: int, slot_bytes: int) -> None:
-        self.num_unpinned_bytes = 0
         self._card = card
         self._copies = card.new_stream()
         self._slots = [_DeviceSlot(slot_bytes, card) for _ in range(num_slots)]  # the last used comes last
@@ -57,15 +56,17 @@ class DevicePlacement:
 
     def buffer(self, num_bytes: int) -> Buffer:
         """Return pinned memory, or ordinary memory where there is no more to pin."""
-        buffer = CardBuffer(num_bytes, self._card)
-        self.num_unpinned_bytes += 0 if buffer.is_pinned else num_bytes
-        return buffer
+        return CardBuffer(num_bytes, self._card)
 
     def keep(self, block: Block, buffer: Buffer) -> LoadedTensors:
         """Copy the block to memory of its own."""
         slot = _DeviceSlot(block.loaded_bytes, self._card)
-        self._fill(slot, block, buffer)
-        return self._hand_out(slot, block)
+        try:
+            self._fill(slot, block, buffer)
+            return self._hand_out(slot, block)
+        except BaseException:
+            self._card.finish()  # before the memory goes to somebody else
+            raise
 
     def prepare(self, block: Block, buffer: Buffer) -> None:
         """Set off the block's copy, to the slot that has been free for longest, if there is one."""

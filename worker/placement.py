@@ -17,11 +17,6 @@ class Placement(Protocol):
         """Whether what is kept lies elsewhere than in the buffer it came in, which is then free for another block."""
         ...
 
-    @property
-    def num_unpinned_bytes(self) -> int:
-        """Bytes of buffers that should have been pinned and could not be."""
-        ...
-
     def buffer(self, num_bytes: int) -> Buffer:
         """Return memory that a block can be read into."""
         ...
@@ -51,7 +46,6 @@ class HostPlacement:
     """Computes straight from the buffers."""
 
     keeps_apart = False
-    num_unpinned_bytes = 0
 
     def buffer(self, num_bytes: int) -> Buffer:
         """Return ordinary memory."""

@@ -15,7 +15,7 @@ from layermesh.shared.residency import Residency, plan_residency
 from layermesh.shared.spans import LayerSpan
 from layermesh.shared.units import format_bytes
 from layermesh.worker.binding import Binder
-from layermesh.worker.buffers import Buffer, LoadedTensors, block_tensors
+from layermesh.worker.buffers import Buffer, block_tensors
 from layermesh.worker.doors import Doors, Forward
 from layermesh.worker.files import FileReader
 from layermesh.worker.host_layers import HostLayers
@@ -24,7 +24,7 @@ from layermesh.worker.lookups import RowLookup
 from layermesh.worker.out_of_memory import OUT_OF_MEMORY, is_out_of_memory, minding_memory
 from layermesh.worker.placement import bus_rate, place_on
 from layermesh.worker.sessions import Session
-from layermesh.worker.streaming import Streamer
+from layermesh.worker.streaming import Remains, Streamer
 from layermesh.worker.sweep import sweep
 
 Watcher = Callable[[Block], None]
@@ -167,20 +167,20 @@ class Stage:
     def _lay_out(self, residency: Residency) -> None:
         self._measure()
         if self._streamer is None or self.residency is None or not residency.is_laid_out_as(self.residency):
-            placed = self._close_streamer(residency)
-            self._streamer = Streamer(residency, self._loader, place_on(self._device, residency), placed)
+            remains = self._close_streamer(residency)
+            self._streamer = Streamer(residency, self._loader, place_on(self._device, residency), remains)
             by_layer = {block.layer: block for block in residency.blocks if block.layer is not None}
             self._doors.lead_to(by_layer, [block for block in residency.blocks if block.layer is None])
         self.residency = residency
 
-    def _close_streamer(self, residency: Residency) -> dict[str, LoadedTensors]:
+    def _close_streamer(self, residency: Residency) -> Remains | None:
         """Make room for another layout, and return what of the present one stays in place."""
         streamer, self._streamer = self._streamer, None
         if streamer is None:
-            return {}
+            return None
         self._unbind(but_not=residency.resident)
         self.residency = None
-        return streamer.hand_over(residency.resident)
+        return streamer.hand_over(residency)
 
     def _unbind(self, but_not: Collection[str] = ()) -> None:
         """Let modules go of blocks, so that their memory goes too."""

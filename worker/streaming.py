@@ -1,8 +1,8 @@
 """The stream of blocks past the device: read, stage, release."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from layermesh.shared.model.blocks import Block
 from layermesh.shared.residency import LOOK_AHEAD, Residency
@@ -24,13 +24,21 @@ class _Present:
         return self.loading is None or self.loading.is_done
 
 
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """What a streamer leaves to the one after it: tensors placed on the device, buffers of blocks that stay on the host."""
+
+    placed: Mapping[str, LoadedTensors] = field(default_factory=dict)
+    on_host: Mapping[str, Buffer] = field(default_factory=dict)
+
+
 class Streamer:
     """Holds each block while it is needed, and reads the next ones meanwhile.
 
     Blocks resident on the device are read at their first use and stay there; those resident on the host stay in buffers of
     their own, from where the placement lends them, or are computed with right there if they are among `host_computed`. The
     others share the slots of the residency plan: as soon as one is released, its slot takes the next block of the sweep, round
-    and round. `placed` is what an earlier streamer left.
+    and round. `remains` are an earlier streamer's.
     """
 
     def __init__(
@@ -38,8 +46,9 @@ class Streamer:
         residency: Residency,
         loader: BlockLoader,
         placement: Placement,
-        placed: Mapping[str, LoadedTensors] | None = None,
+        remains: Remains | None = None,
     ) -> None:
+        remains = remains or Remains()
         self.host_computed: frozenset[str] = frozenset()
         self._blocks = residency.blocks
         self._resident = residency.resident
@@ -47,8 +56,8 @@ class Streamer:
         self._position = {block.name: index for index, block in enumerate(self._blocks)}
         self._loader = loader
         self._placement = placement
-        self._present: dict[str, _Present] = {}
-        self._placed = dict(placed or {})  # of blocks resident on the device
+        self._present = {name: _Present(buffer, None) for name, buffer in remains.on_host.items()}
+        self._placed = dict(remains.placed)  # of blocks resident on the device
         self._slot_bytes = residency.buffer_bytes if placement.keeps_apart else residency.slot_bytes
         num_slots = 1 + LOOK_AHEAD if placement.keeps_apart else residency.num_slots
         self._slots = [] if self._is_settled else [placement.buffer(self._slot_bytes) for _ in range(num_slots)]
@@ -71,16 +80,19 @@ class Streamer:
     @property
     def num_unpinned_bytes(self) -> int:
         """Bytes of buffers that should have been pinned and could not be."""
-        return self._placement.num_unpinned_bytes
+        buffers = {id(buffer): buffer for buffer in (*self._slots, *(present.buffer for present in self._present.values()))}
+        return sum(buffer.num_bytes for buffer in buffers.values() if buffer.is_slow)
 
-    def hand_over(self, names: Collection[str]) -> dict[str, LoadedTensors]:
-        """Close it, and return those of the blocks `names` that have been placed, for a streamer that comes after it.
+    def hand_over(self, residency: Residency) -> Remains:
+        """Close it, and return what of its blocks stays where it is by `residency`, for a streamer that comes after it.
 
         That one is made afterwards: there may not be memory for the slots of both.
         """
-        placed = {name: tensors for name, tensors in self._placed.items() if name in names}
+        placed = {name: tensors for name, tensors in self._placed.items() if name in residency.resident}
+        read = {name: present.buffer for name, present in self._present.items() if present.loading is None}
+        kept = {name: buffer for name, buffer in read.items() if name in self._on_host & residency.on_host}
         self.close()
-        return placed
+        return Remains(placed, kept)
 
     def close(self) -> None:
         """Stop reading and let go of all memory."""

@@ -192,7 +192,13 @@ class WatchedReader(FileReader):
     def __init__(self, card: FakeCard):
         super().__init__()
         self._card = card
+        self._offsets = set()
+
+    def has_read(self, block) -> bool:
+        """Whether the one tensor of `block` was read."""
+        return block.recipes[0].source.offset in self._offsets
 
     def read_into(self, path, offset, target):
+        self._offsets.add(offset)
         self._card.read_from_disk(np.frombuffer(target, dtype=np.uint8).ctypes.data)
         super().read_into(path, offset, target)

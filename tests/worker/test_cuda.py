@@ -27,7 +27,7 @@ def weights(tmp_path_factory):
 class OnCard:
     """A streamer over eight layers to a card: some resident there, some on the host, the others on disk."""
 
-    def __init__(self, path, num_resident=0, num_on_host=0, card=None, placed=None):
+    def __init__(self, path, num_resident=0, num_on_host=0, card=None, after=None):
         self.card = card or FakeCard()
         self.files = WatchedReader(self.card)
         self.loader = BlockLoader(self.files)
@@ -38,8 +38,9 @@ class OnCard:
         self.plan = Residency(
             tuple(self.blocks), frozenset(resident), num_slots, LAYER_BYTES * (num_slots > 0), 0, frozenset(on_host)
         )
+        remains = after and after.streamer.hand_over(self.plan)
         self.placement = WatchedPlacement(self.card, self.plan.num_slots, self.plan.slot_bytes)
-        self.streamer = Streamer(self.plan, self.loader, self.placement, placed)
+        self.streamer = Streamer(self.plan, self.loader, self.placement, remains)
 
     def visit(self, block):
         with self.streamer.hold(block) as tensors:
@@ -179,15 +180,17 @@ def test_memory_that_cannot_be_pinned_is_used_as_it_is(on_card):
 
 
 def test_a_streamer_that_follows_takes_what_stays_and_never_has_the_slots_of_both(weights):
-    first = OnCard(weights, 4)
+    first = OnCard(weights, 4, 2)
     first.sweep()
-    kept = first.plan.resident - {"layer 3"}
-    held = [weakref.ref(tensors) for name, tensors in first.streamer._placed.items() if name == "layer 3"]
-    placed = first.streamer.hand_over(kept)
-    assert [reference for reference in held if reference() is not None] == []
-    assert first.card.allocated_bytes == 3 * LAYER_BYTES
-    second = OnCard(weights, 3, 2, card=first.card, placed=placed)
+    dropped = weakref.ref(first.streamer._placed["layer 3"])
+    pinned = first.streamer._present["layer 5"].buffer.bytes.data_ptr()
+    del first.card.copies[:]
+    second = OnCard(weights, 3, 3, card=first.card, after=first)
+    assert dropped() is None
+    assert list(second.streamer._present) == ["layer 4", "layer 5"]
+    assert second.streamer._present["layer 5"].buffer.bytes.data_ptr() == pinned
     second.sweep()
+    assert {block.layer for block in second.blocks if second.files.has_read(block)} == {3, 6, 7}
     assert second.card.races == []
     assert second.card.peak_bytes == 6 * LAYER_BYTES
     second.close()
