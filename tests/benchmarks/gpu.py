@@ -2,8 +2,9 @@
 
 `python -m tests.benchmarks.gpu` builds random checkpoints of an 8B shape in bfloat16 and of a 70B shape packed to int4, fewer
 layers of them where the disk is small, and runs each with its blocks on the host (the bus is the limit) and streaming from
-disk. Disk and bus are measured in the same run. It prints a table and writes results/gpu.json. It needs an NVIDIA card, and
-keeps to `--minutes`: what no longer fits in is left out, and named.
+disk. Disk and bus are measured in the same run. It prints a table and writes results/gpu.json, where figures of other models
+stay. It needs an NVIDIA card, and keeps to `--minutes`: what no longer fits in is left out, and named. Where a command may take
+ten minutes only, say `--models 8B`, then `--models 70B`.
 """
 
 import argparse
@@ -25,8 +26,6 @@ from transformers import LlamaConfig
 from layermesh import LayerMesh
 from layermesh.shared.units import format_bytes, parse_bytes
 from layermesh.worker.buffers import Buffer
-from layermesh.worker.bus import measure_bus
-from layermesh.worker.card import CudaCard
 from layermesh.worker.files import FileReader
 from layermesh.worker.loading import BlockLoader
 from layermesh.worker.machine import free_memory
@@ -35,6 +34,7 @@ from tests.benchmarks.grown import grow, layer_bytes, other_bytes, write_one_lay
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 PROMPT = list(range(5, 17))
 WARMING_TOKENS = 5  # after which the processor's rate is known
+PACKING_SECONDS = 120  # for a layer of the larger shape, about
 DISK_SAMPLE_BYTES = 8 << 30
 SPARE_BYTES = 2 << 30  # of the disk, that stay free
 EXAMPLE_LAYERS = 2
@@ -123,6 +123,7 @@ def built(shape: Shape, room: Path, clock: Clock) -> Iterator[tuple[Path, int]]:
         folder = Path(name)
         one = write_one_layer(folder / "one", shape.config, torch.bfloat16)
         if shape.packed:
+            clock.need(PACKING_SECONDS, f"packing {shape.name}")
             one = packed(one, folder)
             shutil.rmtree(folder / "one")
         free = shutil.disk_usage(folder).free - SPARE_BYTES - other_bytes(one)
@@ -176,11 +177,16 @@ def run(shape: Shape, model: Path, num_layers: int, device: str, budgets: tuple[
     settings = {"temperature": 0, "ignore_eos": True}
     with LayerMesh(str(model), device=device, device_memory=budgets[0], host_memory=budgets[1]) as mesh:
         disk_rate = measure_disk(mesh)
-        mesh.generate(PROMPT, max_new_tokens=WARMING_TOKENS, **settings)
+        mesh.generate(PROMPT, max_new_tokens=1, **settings)
+        assert mesh.local.stage.residency is not None
+        if len(mesh.local.stage.residency.on_host) > num_layers / 2:
+            mesh.generate(PROMPT, max_new_tokens=WARMING_TOKENS, **settings)
         answer = mesh.generate(PROMPT, max_new_tokens=num_tokens, **settings)
         stage = mesh.local.stage
         plan = stage.residency
+        bus_rate = stage.host_layers.bus_rate
         assert plan is not None
+        assert bus_rate is not None
         there = stage.host_layers.choose(plan, 1)
         host_computed = sum(block.loaded_bytes for block in plan.blocks if block.name in there)
         return Row(
@@ -195,7 +201,7 @@ def run(shape: Shape, model: Path, num_layers: int, device: str, budgets: tuple[
             disk_bytes=answer.stream.bytes_per_token,
             disk_bytes_per_second=disk_rate,
             bus_bytes=plan.bus_bytes - host_computed,
-            bus_bytes_per_second=measure_bus(CudaCard(torch.device(device))),
+            bus_bytes_per_second=bus_rate,
             host_computed_bytes=host_computed,
             host_bytes_per_second=stage.host_layers.rate,
             seconds_per_token=answer.timings.decode_seconds / (num_tokens - 1),
@@ -237,7 +243,10 @@ def main() -> int:
     options = _options()
     if not torch.cuda.is_available():
         sys.exit("there is no NVIDIA card here, or this torch was built without CUDA: nothing to measure.")
-    clock, rows, left_out = Clock(options.minutes), [], []
+    clock, left_out = Clock(options.minutes), []
+    chosen = [shape for shape in SHAPES if not options.models or shape.name.split()[0] in options.models]
+    before = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
+    rows = [row for row in before if row["model"] not in [shape.name for shape in chosen]]
 
     def record(row: Row) -> None:
         show(row)
@@ -245,9 +254,7 @@ def main() -> int:
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
 
-    for shape in SHAPES:
-        if options.models and shape.name.split()[0] not in options.models:
-            continue
+    for shape in chosen:
         layers = min(options.layers or shape.layers, shape.layers)
         try:
             measure(replace(shape, layers=layers), options, clock, record)
