@@ -47,6 +47,7 @@ class Footprint:
     logits_bytes_per_token: int
     device_bytes: int = 0
     repeated_bytes_per_token: int = 0
+    reads_apart: bool = False  # on a host beside the device
 
     @classmethod
     def of(cls, definition: ModelDefinition, span: LayerSpan, table: BlockTable, device_type: str = "cpu") -> "Footprint":
@@ -71,6 +72,7 @@ class Footprint:
             logits_bytes_per_token=0 if definition.keeps_last_logits else 2 * definition.vocab_size * ACCUMULATION_BYTES,
             device_bytes=_cuda_bytes(table, span) if on_cuda else 0,
             repeated_bytes_per_token=_repeated_elements(config) * itemsize if on_cuda else 0,
+            reads_apart=on_cuda,
         )
 
     def working_bytes(self, *sequences: SequenceSize) -> int:
@@ -78,8 +80,13 @@ class Footprint:
         caches = sum(self.cache_bytes_per_token * size.num_tokens + self.state_bytes for size in sequences)
         passing = sum(self.hidden_bytes_per_token * size.num_new for size in sequences)
         inside = max((self._layer_bytes(size) for size in sequences), default=0)
-        fixed = self.rest_bytes + self.scratch_bytes + self.decoding_bytes + self.kernel_bytes + WORKSPACE_BYTES
+        fixed = self.rest_bytes + self.kernel_bytes + WORKSPACE_BYTES + (0 if self.reads_apart else self.reading_bytes)
         return fixed + self.device_bytes + caches + passing + inside + self.logits_bytes
+
+    @property
+    def reading_bytes(self) -> int:
+        """Bytes that it takes to make blocks of what is read."""
+        return self.scratch_bytes + self.decoding_bytes
 
     def host_working_bytes(self, *sequences: SequenceSize) -> int:
         """Bytes on the host that it takes to compute some layers there, beside a device with memory of its own."""

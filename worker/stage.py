@@ -11,7 +11,7 @@ from layermesh.shared.footprint import Footprint, SequenceSize
 from layermesh.shared.frames import Failure, Frame, LayerOutput, Logits, Outcome, SessionId
 from layermesh.shared.model.blocks import Block, BlockTable
 from layermesh.shared.model.definition import ModelDefinition
-from layermesh.shared.residency import Residency, plan_residency
+from layermesh.shared.residency import HostRoom, Residency, plan_residency
 from layermesh.shared.spans import LayerSpan
 from layermesh.shared.units import format_bytes
 from layermesh.worker.binding import Binder
@@ -84,20 +84,19 @@ class Stage:
 
         What is resident stays so as far as the budget allows. Raises BudgetError where it does not allow the session.
         """
-        sizes = [*(other for name, other in self._reserved.items() if name != session), size]
-        working_bytes = self._footprint.working_bytes(*sizes)
-        if self.residency is None or self.residency.working_bytes < working_bytes:
-            residency = plan_residency(
-                self._blocks,
-                self._budget_bytes,
-                working_bytes,
-                self._budget_flag,
-                self._host_budget_bytes,
-                self._footprint.host_working_bytes(*sizes),
-            )
+        residency = self.plan(*(other for name, other in self._reserved.items() if name != session), size)
+        if self.residency is None or self.residency.working_bytes < residency.working_bytes:
             with minding_memory():
                 self._lay_out(residency)
         self._reserved[session] = size
+
+    def plan(self, *sizes: SequenceSize) -> Residency:
+        """Return where blocks would live with sessions of these sizes aboard. Raises BudgetError."""
+        footprint, host_budget_bytes = self._footprint, self._host_budget_bytes
+        host = None
+        if host_budget_bytes is not None:
+            host = HostRoom(host_budget_bytes, footprint.reading_bytes, footprint.host_working_bytes(*sizes))
+        return plan_residency(self._blocks, self._budget_bytes, footprint.working_bytes(*sizes), self._budget_flag, host)
 
     def forward(self, frames: Sequence[Frame]) -> list[Outcome]:
         """Run one sweep for `frames`, each of another session, and return what each becomes, in order.

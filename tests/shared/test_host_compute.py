@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layermesh.shared.host_compute import SHARING_TOKENS, HostRates, choose_host_computed
-from layermesh.shared.residency import Residency, plan_residency
+from layermesh.shared.residency import HostRoom, Residency, plan_residency
 from tests.shared.test_residency import ROW_BYTES, block
 
 NUM_LAYERS = 24
@@ -81,8 +81,8 @@ def test_rates_are_above_zero(rates):
 
 def test_the_host_keeps_room_for_what_it_computes():
     budget = 4 * LAYER_BYTES
-    plan = plan_residency(BLOCKS, budget, 0, host_budget_bytes=8 * LAYER_BYTES, host_working_bytes=3 * LAYER_BYTES)
+    plan = plan_residency(BLOCKS, budget, 0, host=HostRoom(8 * LAYER_BYTES, working_bytes=3 * LAYER_BYTES))
     assert (len(plan.resident), len(plan.on_host), plan.host_working_bytes) == (2, 3, 3 * LAYER_BYTES)
     assert plan.host_bytes == 8 * LAYER_BYTES
-    tight = plan_residency(BLOCKS, budget, 0, host_budget_bytes=4 * LAYER_BYTES, host_working_bytes=3 * LAYER_BYTES)
+    tight = plan_residency(BLOCKS, budget, 0, host=HostRoom(4 * LAYER_BYTES, working_bytes=3 * LAYER_BYTES))
     assert (len(tight.on_host), tight.host_working_bytes) == (2, 0)
