@@ -27,6 +27,7 @@ bench: $(VENV)/installed-dev  ## what the README and CHANGELOG claim, measured h
 	$(BIN)/python -m tests.benchmarks.startup
 	$(BIN)/python -m tests.benchmarks.memory
 	$(BIN)/python -m tests.benchmarks.streaming
+	$(BIN)/python -m tests.benchmarks.many
 
 bench-gpu: $(VENV)/installed-dev  ## an 8B and a 70B shape in 4 GB of an NVIDIA card; writes tests/benchmarks/results/gpu.json
 	$(BIN)/python -m tests.benchmarks.gpu

@@ -48,5 +48,5 @@ def predict(stages: Sequence[Residency], profile: Profile) -> Prediction:
     reading = sum(stage.streamed_bytes for stage in stages) * profile.load_seconds_per_byte
     blocks = [block for stage in stages for block in stage.blocks]
     computing = sum(block.loaded_bytes for block in blocks) * profile.compute_seconds_per_byte
-    computing += len(blocks) * profile.block_seconds
-    return Prediction(max(reading, computing), "disk" if reading > computing else "compute")
+    slower = max(reading, computing) + profile.outside_seconds
+    return Prediction(slower, "disk" if reading > computing else "compute")

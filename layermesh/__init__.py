@@ -7,18 +7,24 @@
 
 from typing import TYPE_CHECKING, Any
 
-from layermesh.shared.kernel_caches import bound_kernel_caches
+from layermesh.shared.native_libraries import settle_native_libraries
 
 if TYPE_CHECKING:
     from layermesh.coordinator.answer import Answer, Token
+    from layermesh.many import Finished
     from layermesh.mesh import LayerMesh
 
-bound_kernel_caches()  # here, because it must come before torch
+settle_native_libraries()  # here, because it must come before torch
 
-__all__ = ["Answer", "LayerMesh", "Token", "__version__"]
+__all__ = ["Answer", "Finished", "LayerMesh", "Token", "__version__"]
 __version__ = "0.1.0"
 
-_HOMES = {"LayerMesh": "layermesh.mesh", "Answer": "layermesh.coordinator.answer", "Token": "layermesh.coordinator.answer"}
+_HOMES = {
+    "Answer": "layermesh.coordinator.answer",
+    "Finished": "layermesh.many",
+    "LayerMesh": "layermesh.mesh",
+    "Token": "layermesh.coordinator.answer",
+}
 
 
 def __getattr__(name: str) -> Any:

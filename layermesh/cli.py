@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,9 +16,11 @@ from layermesh import __version__
 from layermesh.interrupts import INTERRUPTED, catch_interrupts, check_interrupt, end_interrupted, ending, was_interrupted
 from layermesh.reporting import prepare_streams, reporting
 from layermesh.settings import (
+    MAX_SESSIONS,
     GenerationSettings,
     OpeningOptions,
     Prompt,
+    check_batch,
     check_length,
     check_opening,
     check_prompt,
@@ -77,6 +80,10 @@ Dtype = Annotated[
     str | None,
     typer.Option(envvar="LAYERMESH_DTYPE", help="float32, bfloat16 or float16.  [default: the checkpoint's own]"),
 ]
+NoFastPath = Annotated[
+    bool,
+    typer.Option("--no-fast-path", envvar="LAYERMESH_NO_FAST_PATH", help="Run transformers' own layers, to the bit."),
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 Offline = Annotated[bool, typer.Option("--offline", envvar="LAYERMESH_OFFLINE", help="Use only what is on this machine.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
@@ -121,10 +128,18 @@ def generate(
     raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it is, without the chat template.")] = False,
     prompt_ids: Annotated[str | None, typer.Option(help="Token ids instead of text, such as 5,6,7.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on to the limit, past the end of the text.")] = False,
+    input_path: Annotated[
+        str | None, typer.Option("--input", help="Answer every line of this JSONL file; - for standard input.")
+    ] = None,
+    output_path: Annotated[
+        str | None, typer.Option("--output", help="Append the answers to --input here, and go on where it ends.")
+    ] = None,
+    sessions: Annotated[int | None, typer.Option(help="Most prompts of --input that share a sweep.  [default: 32]")] = None,
     device: Device = None,
     device_memory: DeviceMemory = None,
     host_memory: HostMemory = None,
     dtype: Dtype = None,
+    no_fast_path: NoFastPath = False,
     revision: Revision = None,
     offline: Offline = False,
     alone: Alone = False,  # noqa: ARG001 - there is nobody to look for yet
@@ -132,10 +147,12 @@ def generate(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Answer a prompt; the text streams to stdout as it is made."""
+    """Answer a prompt; the text streams to stdout as it is made. With --input: many prompts, in the same sweeps."""
     with reporting(debug):
-        given = _prompt(prompt, prompt_ids)
-        check_prompt(given, raw=raw)
+        check_batch(input_path, output_path, sessions, prompt if prompt_ids is None else prompt_ids)
+        given = None if input_path is not None else _prompt(prompt, prompt_ids)
+        if given is not None:
+            check_prompt(given, raw=raw)
         check_length(max_new_tokens)
         settings = GenerationSettings(
             max_new_tokens=max_new_tokens,
@@ -150,10 +167,17 @@ def generate(
             raw=raw,
             ignore_eos=ignore_eos,
         )
-        options = _options(device, device_memory, host_memory, dtype, revision, offline)
+        options = _options(device, device_memory, host_memory, dtype, no_fast_path, revision, offline)
         check_opening(options)
         with ending(at_once=True):
             check_sampling(settings)
+        if input_path is not None:
+            from layermesh.cli_batch import answer_batch
+
+            opening = partial(_open, model, options, quiet=quiet)
+            answer_batch(input_path, output_path, settings, opening, max_sessions=sessions or MAX_SESSIONS, quiet=quiet)
+        if given is None:
+            return
         with _open(model, options, quiet=quiet) as mesh:
             from layermesh.cli_generate import print_answer
 
@@ -167,6 +191,7 @@ def plan(
     device_memory: DeviceMemory = None,
     host_memory: HostMemory = None,
     dtype: Dtype = None,
+    no_fast_path: NoFastPath = False,
     revision: Revision = None,
     offline: Offline = False,
     alone: Alone = False,  # noqa: ARG001 - there is nobody to look for yet
@@ -175,11 +200,33 @@ def plan(
 ) -> None:
     """Show a model's blocks, what would stay in memory, what would stream, and how fast that should be."""
     with reporting(debug):
-        options = _options(device, device_memory, host_memory, dtype, revision, offline)
+        options = _options(device, device_memory, host_memory, dtype, no_fast_path, revision, offline)
         with _open(model, options) as mesh:
             from layermesh.cli_plan import print_plan
 
             print_plan(mesh.local, as_json=as_json)
+
+
+@app.command()
+def bench(
+    model: Model = None,
+    device: Device = None,
+    device_memory: DeviceMemory = None,
+    host_memory: HostMemory = None,
+    dtype: Dtype = None,
+    no_fast_path: NoFastPath = False,
+    revision: Revision = None,
+    offline: Offline = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure this machine with a model: disk, weights, prefill, decode, and how near the bound that comes."""
+    with reporting(debug):
+        options = _options(device, device_memory, host_memory, dtype, no_fast_path, revision, offline)
+        with _open(model, options) as mesh:
+            from layermesh.cli_bench import print_bench
+
+            print_bench(mesh, as_json=as_json)
 
 
 @app.command()
@@ -241,6 +288,7 @@ def _options(
     device_memory: str | None,
     host_memory: str | None,
     dtype: str | None,
+    no_fast_path: bool,
     revision: str | None,
     offline: bool,
 ) -> OpeningOptions:
@@ -249,6 +297,7 @@ def _options(
         device_memory=device_memory,
         host_memory=host_memory,
         dtype=dtype,
+        fast_path=not no_fast_path,
         revision=revision,
         offline=offline,
     )

@@ -2,9 +2,9 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -22,6 +22,7 @@ from layermesh.shared.frames import SessionId
 from layermesh.shared.library import home, resolve
 from layermesh.shared.model.blocks import build_block_table
 from layermesh.shared.model.definition import define_model
+from layermesh.shared.residency import Residency
 from layermesh.shared.spans import LayerSpan
 from layermesh.worker.card_memory import CardMemory
 from layermesh.worker.machine import free_memory, pick_device, pick_dtype, return_memory_promptly
@@ -70,7 +71,7 @@ class LocalModel:
         _check_config(self.checkpoint, self.config)
         with _blaming(self.checkpoint):
             self.definition = define_model(self.checkpoint.config_dir, self.dtype)
-            self.table = build_block_table(self.checkpoint, self.definition)
+            self.table = build_block_table(self.checkpoint, self.definition, fast_path=options.get("fast_path", True))
             span = LayerSpan(0, self.definition.num_layers)
             budget, host_budget_bytes = self._stage_budget(), self._staging_budget()
             self.card_memory = None if self.device.type == "cpu" else CardMemory(self.device, self.device_budget_bytes)
@@ -109,25 +110,24 @@ class LocalModel:
         A long prompt goes in chunks, smaller ones where memory is short; families that keep a state take it whole.
         Raises BudgetError with the least memory that would do.
         """
-        chunk = min(CHUNK_TOKENS, num_prompt) if self.definition.takes_chunks else num_prompt
-        while True:
-            try:
-                self.pipeline.reserve(session, SequenceSize(num_tokens, chunk))
-            except BudgetError:
-                if not self.definition.takes_chunks or chunk <= SMALLEST_CHUNK:
-                    raise
-                chunk = max(chunk // 2, SMALLEST_CHUNK)
-            else:
-                return chunk
+        return self._fit(num_tokens, num_prompt, partial(self.pipeline.reserve, session))
+
+    def chunk_alone(self, num_tokens: int, num_prompt: int) -> int:
+        """Return what `reserve` would with nobody else aboard, and reserve nothing. Raises BudgetError."""
+        return self._fit(num_tokens, num_prompt, self.layout)
+
+    def layout(self, *sizes: SequenceSize) -> Residency:
+        """Return what would stay and what would stream with sessions of these sizes aboard. Raises BudgetError."""
+        return self.stage.plan(*sizes)
 
     def plan(self, *, measured: bool) -> Plan:
         """Return what stays in memory and what streams; `measured` also times a block, to predict the speed."""
         if self.stage.residency is None:
-            self._reserve_for_plan()
+            self.reserve_for_plan()
         assert self.stage.residency is not None
         prediction = None
         if measured:
-            prediction = predict([self.stage.residency], measure_profile(*self.table.layers))
+            prediction = predict([self.stage.residency], measure_profile(self.stage))
         stages = (StagePlan.of(WORKER_NAME, self.stage.span, self.stage.residency),)
         if prediction is None:
             return Plan(stages)
@@ -144,7 +144,20 @@ class LocalModel:
         if self.card_memory is not None:
             self.card_memory.close()
 
-    def _reserve_for_plan(self) -> None:
+    def _fit(self, num_tokens: int, num_prompt: int, reserve: Callable[[SequenceSize], object]) -> int:
+        """Return the largest chunk of a prompt for which `reserve` finds room."""
+        chunk = min(CHUNK_TOKENS, num_prompt) if self.definition.takes_chunks else num_prompt
+        while True:
+            try:
+                reserve(SequenceSize(num_tokens, chunk))
+            except BudgetError:
+                if not self.definition.takes_chunks or chunk <= SMALLEST_CHUNK:
+                    raise
+                chunk = max(chunk // 2, SMALLEST_CHUNK)
+            else:
+                return chunk
+
+    def reserve_for_plan(self) -> None:
         """Make room for as long a sequence as fits, from what is usual down to a short one."""
         num_tokens = min(PLANNED_TOKENS, self.definition.context_length or PLANNED_TOKENS)
         while True:

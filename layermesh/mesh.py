@@ -2,23 +2,22 @@
 
 import time
 import uuid
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
 from types import TracebackType
 from typing import Self, Unpack
 
 from layermesh.coordinator.answer import Answer, Token
-from layermesh.coordinator.generation import Answering, Limits, generate
-from layermesh.coordinator.sampling import Sampler
+from layermesh.coordinator.generation import generate
 from layermesh.local import LocalModel
-from layermesh.meter import Meter
+from layermesh.many import AnswerStream
+from layermesh.reply import Reply
 from layermesh.request import Request
-from layermesh.settings import GenerationSettings, OpeningOptions, Prompt, check_names
-from layermesh.shared.errors import BudgetError, UsageError
+from layermesh.settings import MAX_SESSIONS, GenerationSettings, OpeningOptions, Prompt, check_names, check_sessions
+from layermesh.shared.errors import UsageError
 from layermesh.shared.frames import SessionId
 from layermesh.shared.library import DEFAULT_MODEL
-
-LEAST_NEW_TOKENS = 64  # what an answer may shrink to where memory is short and nobody asked for a length
 
 
 @dataclass(slots=True)
@@ -119,55 +118,81 @@ class LayerMesh:
         outcome = _Outcome()
         return TokenStream(self._run(request, outcome, began), outcome, greedy=request.params.greedy)
 
+    def generate_many(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        each: Iterable[GenerationSettings] | None = None,
+        max_sessions: int = MAX_SESSIONS,
+        **settings: Unpack[GenerationSettings],
+    ) -> list[Answer]:
+        """Answer many prompts in the same sweeps and return the answers in the order of the prompts.
+
+        Each answer is the one that `generate` gives. As many as there is memory for share a sweep, `max_sessions` at most;
+        finished ones leave and waiting ones board before the next. `each` has, for each prompt, the settings that differ.
+        Raises UsageError or BudgetError for a prompt that cannot be answered, before anything is computed, and the error of the
+        first that fails later; with `stream_many` the others keep their answers.
+        """
+        requests = [cache(make) for make in self._requests(prompts, each, settings, max_sessions)]
+        for make in requests:
+            make().fit(self.local.chunk_alone)
+        answers: dict[int, Answer] = {}
+        with AnswerStream(self.local, requests, max_sessions, self._check_open) as stream:
+            for finished in stream:
+                if finished.error is not None:
+                    raise finished.error
+                assert finished.answer is not None
+                answers[finished.index] = finished.answer
+        return [answers[index] for index in range(len(requests))]
+
+    def stream_many(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        each: Iterable[GenerationSettings] | None = None,
+        max_sessions: int = MAX_SESSIONS,
+        **settings: Unpack[GenerationSettings],
+    ) -> AnswerStream:
+        """Answer as `generate_many` does and give each answer as soon as it is finished, with the index of its prompt.
+
+        A prompt that cannot be answered comes back with its error and takes no other with it.
+        """
+        return AnswerStream(self.local, self._requests(prompts, each, settings, max_sessions), max_sessions, self._check_open)
+
+    def _requests(
+        self,
+        prompts: Iterable[Prompt],
+        each: Iterable[GenerationSettings] | None,
+        settings: GenerationSettings,
+        max_sessions: int,
+    ) -> list[Callable[[], Request]]:
+        self._check_open()
+        check_sessions(max_sessions)
+        given = list(prompts)
+        own: list[GenerationSettings] = [{} for _ in given] if each is None else list(each)
+        if len(own) != len(given):
+            raise UsageError(f"`each` has settings for {len(own)} prompts, and there are {len(given)}.")
+        merged: list[GenerationSettings] = [{**settings, **one} for one in own]
+        for one in merged:
+            check_names(one, GenerationSettings, "an answer")
+        return [partial(Request.make, self.local, prompt, one) for prompt, one in zip(given, merged, strict=True)]
+
     def _run(self, request: Request, outcome: _Outcome, began: float) -> Generator[Token]:
         self._check_open()
-        meter = Meter(self.local, began)
-        text, session = request.text, SessionId(uuid.uuid4().hex)
+        session = SessionId(uuid.uuid4().hex)
         try:
-            limits, chunk = self._reserve(session, request)
+            limits, chunk = request.fit(partial(self.local.reserve, session))
             if limits != request.limits:
                 outcome.cut_to = limits.max_new_tokens
-            sampler = Sampler(request.params, request.prompt_ids)
-            answering = Answering(session, request.prompt_ids, sampler, limits, chunk)
-            for token_id in generate(self.local.pipeline, answering):
-                meter.token()
-                piece = text.push(token_id)
-                if text.stopped:
-                    answering.finish_reason = "stop"
-                if answering.finish_reason is not None:
-                    piece += text.finish()
-                    outcome.answer = self._answer(answering, request, meter)
-                yield Token(token_id, piece)
-                if answering.finish_reason is None:
+            reply = Reply(self.local, request, session, limits, chunk, began)
+            for token_id in generate(self.local.pipeline, reply.answering):
+                token = reply.take(token_id)
+                outcome.answer = reply.answer
+                yield token
+                if reply.answer is None:
                     self._check_open()
         finally:
             self.local.pipeline.release(session)
-
-    def _answer(self, answering: Answering, request: Request, meter: Meter) -> Answer:
-        assert answering.finish_reason is not None
-        return Answer(
-            text=request.text.text,
-            token_ids=list(answering.token_ids),
-            prompt_tokens=len(request.prompt_ids),
-            finish_reason=answering.finish_reason,
-            seed=request.params.seed,
-            model=self.local.name,
-            plan=self.local.plan(measured=False),
-            memory=meter.memory(),
-            stream=meter.stream(answering.num_sweeps),
-            timings=meter.timings(),
-        )
-
-    def _reserve(self, session: SessionId, request: Request) -> tuple[Limits, int]:
-        """Make room for prompt and answer; an answer whose length nobody asked for may be cut to what fits."""
-        limits, num_prompt = request.limits, len(request.prompt_ids)
-        while True:
-            try:
-                return limits, self.local.reserve(session, num_prompt + limits.max_new_tokens, num_prompt)
-            except BudgetError:
-                if not request.flexible or limits.max_new_tokens // 2 < LEAST_NEW_TOKENS:
-                    raise
-                limits = replace(limits, max_new_tokens=limits.max_new_tokens // 2)
 
     def _check_open(self) -> None:
         if self._closed:

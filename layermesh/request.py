@@ -1,7 +1,7 @@
 """What is asked of a model: a prompt and settings, made into ids, limits and a way to choose."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeGuard, cast
 
 from layermesh.coordinator.chat import Message
@@ -12,9 +12,10 @@ from layermesh.coordinator.text_stream import TextStream
 from layermesh.coordinator.tokenizer import Tokenizer
 from layermesh.local import LocalModel
 from layermesh.settings import GenerationSettings, Prompt, check_length, check_prompt, check_sampling, is_whole, sampling
-from layermesh.shared.errors import CheckpointError, TokenizerError, UsageError
+from layermesh.shared.errors import BudgetError, CheckpointError, TokenizerError, UsageError
 
 DEFAULT_NEW_TOKENS = 512
+LEAST_NEW_TOKENS = 64  # what an answer may shrink to where memory is short and nobody asked for a length
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,21 @@ class Request:
             _params(local, settings),
             TextStream(tokenizer, stop),
         )
+
+    def fit(self, reserve: Callable[[int, int], int]) -> tuple[Limits, int]:
+        """Return the limits for which `reserve` finds room, and what it returns.
+
+        It is given the tokens of prompt and answer and those of the prompt. An answer whose length nobody asked for may be cut
+        to what fits. Raises BudgetError.
+        """
+        limits, num_prompt = self.limits, len(self.prompt_ids)
+        while True:
+            try:
+                return limits, reserve(num_prompt + limits.max_new_tokens, num_prompt)
+            except BudgetError:
+                if not self.flexible or limits.max_new_tokens // 2 < LEAST_NEW_TOKENS:
+                    raise
+                limits = replace(limits, max_new_tokens=limits.max_new_tokens // 2)
 
 
 def _params(local: LocalModel, settings: GenerationSettings) -> SamplingParams:

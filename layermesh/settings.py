@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from layermesh.shared.library import Progress
 
 DTYPES: Final = ("float32", "bfloat16", "float16")
+MAX_SESSIONS: Final = 32  # aboard at once, unless somebody says otherwise
 _SAMPLING: Final = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
 
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
@@ -21,13 +22,15 @@ class OpeningOptions(TypedDict, total=False):
 
     `device` is "cpu", "cuda" or "cuda:N" (None: the best there is), budgets are bytes or text such as "4GB" (None: most of
     what is free), `dtype` is "float32", "bfloat16" or "float16" (None: the checkpoint's own where the device does it
-    well). `revision` is the branch, tag or commit of a hub model; `offline` fetches nothing; `progress` watches a download.
+    well). `fast_path` False runs transformers' own layers where layermesh has leaner ones. `revision` is the branch, tag or
+    commit of a hub model; `offline` fetches nothing; `progress` watches a download.
     """
 
     device: str | None
     device_memory: int | str | None
     host_memory: int | str | None
     dtype: str | None
+    fast_path: bool
     revision: str | None
     offline: bool
     progress: "Progress | None"
@@ -92,6 +95,22 @@ def check_length(max_new_tokens: int | None) -> None:
     """Raise UsageError for a number of tokens that no answer can have."""
     if max_new_tokens is not None and not (is_whole(max_new_tokens) and max_new_tokens >= 1):
         raise UsageError(f"an answer has a whole number of tokens and at least one, not {max_new_tokens!r}.")
+
+
+def check_sessions(max_sessions: int) -> None:
+    """Raise UsageError for a number of sessions that cannot share a sweep."""
+    if not (is_whole(max_sessions) and max_sessions >= 1):
+        raise UsageError(f"at least one session is aboard of a sweep, and a whole number of them, not {max_sessions!r}.")
+
+
+def check_batch(input_path: str | None, output_path: str | None, sessions: int | None, prompt: str | None) -> None:
+    """Raise UsageError for flags that do not go together with --input, or without it."""
+    if input_path is not None and prompt is not None:
+        raise UsageError("give a prompt or --input, not both.")
+    if input_path is None and (output_path is not None or sessions is not None):
+        raise UsageError("--output and --sessions are for many prompts. Give these with --input prompts.jsonl.")
+    if sessions is not None:
+        check_sessions(sessions)
 
 
 def check_sampling(settings: GenerationSettings) -> None:

@@ -112,6 +112,12 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=ascii_only))  # noqa: T201
 
 
+def print_json_line(value: Any) -> None:
+    """Write one JSON document as a line to stdout, for whoever reads there to have at once."""
+    print_json(value)
+    sys.stdout.flush()
+
+
 def harmless(text: str) -> str:
     """Return `text` as it may be shown on a terminal: what could move its cursor or reprogram it becomes U+FFFD."""
     return "".join("\ufffd" if unicodedata.category(char) == "Cc" and char not in "\n\t" else char for char in text)

@@ -23,19 +23,26 @@ SIZE = SequenceSize(NUM_TOKENS, NUM_NEW)
 PLENTY = 1 << 30
 
 
-def open_model(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[ModelDefinition, BlockTable]:
+def open_model(
+    folder: Path, dtype: torch.dtype = torch.float32, *, fast_path: bool = False
+) -> tuple[ModelDefinition, BlockTable]:
     definition = define_model(folder, dtype)
-    return definition, build_block_table(open_checkpoint(folder, folder / "unpacked"), definition)
+    return definition, build_block_table(open_checkpoint(folder, folder / "unpacked"), definition, fast_path=fast_path)
 
 
-@contextmanager
-def opened(folder: Path, *, spare_bytes: int = 0, budget_bytes: int | None = None) -> Iterator[Stage]:
+def open_stage(folder: Path, *, spare_bytes: int = 0, budget_bytes: int | None = None) -> Stage:
     """A stage of all layers with room for two of them and `spare_bytes`, or with `budget_bytes` in all."""
     definition, table = open_model(folder)
     span = LayerSpan(0, definition.num_layers)
     slots = (1 + LOOK_AHEAD) * max(block.loaded_bytes for block in table.layers)
     least = Footprint.of(definition, span, table).working_bytes(SIZE) + slots
-    stage = Stage(definition, table, span, torch.device("cpu"), budget_bytes or least + spare_bytes)
+    return Stage(definition, table, span, torch.device("cpu"), budget_bytes or least + spare_bytes)
+
+
+@contextmanager
+def opened(folder: Path, *, spare_bytes: int = 0, budget_bytes: int | None = None) -> Iterator[Stage]:
+    """The stage that `open_stage` gives, with room made for the session "first"."""
+    stage = open_stage(folder, spare_bytes=spare_bytes, budget_bytes=budget_bytes)
     try:
         stage.reserve(SessionId("first"), SIZE)
         yield stage

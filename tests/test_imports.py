@@ -15,8 +15,23 @@ FORBIDDEN = {
     "coordinator": ("worker",),
 }
 ON_TOP = (
-    *("cli", "cli_generate", "cli_plan", "cli_list", "interrupts", "mesh", "meter", "local"),
-    *("reporting", "request", "settings", "terminal", "LayerMesh"),
+    *(
+        "ask",
+        "batch",
+        "batch_input",
+        "batch_output",
+        "cli",
+        "cli_batch",
+        "cli_generate",
+        "cli_plan",
+        "cli_list",
+        "interrupts",
+        "mesh",
+        "meter",
+        "local",
+        "many",
+    ),
+    *("berths", "reply", "reporting", "request", "settings", "terminal", "LayerMesh"),
 )
 HEAVY = ("torch", "transformers", "grpc", "fastapi", "numpy", "gguf", "safetensors", "huggingface_hub", "tokenizers")
 

@@ -35,7 +35,7 @@ def test_the_default_model_knows_the_capital_of_france_in_a_small_budget(model):
 def test_its_logits_are_those_of_transformers_own_gguf_loader(model, monkeypatch):
     # transformers asks for accelerate here and does not use it on a CPU
     monkeypatch.setattr("transformers.modeling_utils.is_accelerate_available", lambda *_: True)
-    with LayerMesh(str(model), device="cpu", host_memory="64MB", dtype="float32") as mesh:
+    with LayerMesh(str(model), device="cpu", host_memory="64MB", dtype="float32", fast_path=False) as mesh:
         prompt_ids = mesh.local.tokenizer.encode(CAPITAL)
         seen = []
         sweep = mesh.local.pipeline.sweep

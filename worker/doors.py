@@ -4,7 +4,7 @@ Each session's forward is a coroutine. At the door of a block it pauses until th
 belongs to another stage lets it pass with what that stage handed over; behind the last layer of the stage it ends.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,14 +33,22 @@ class Forward(greenlet):
 
     `wanted` is the block it waits for, None once it has ended; then `result` is what it returned (the model's outputs, or a
     LayerOutput where the stage ends before the model does) or `failure` what it raised. `cache` is the one its layers were
-    handed, which some families make in the middle of their first call. The blocks `on_host` come there, not to the device.
+    handed, which some families make in the middle of their first call. The blocks `on_host` come there, not to the device. A
+    trial runs `only` some blocks, the first layer among them, and passes over the others.
     """
 
-    def __init__(self, run: Callable[[], Any], entry: LayerOutput | None, on_host: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        run: Callable[[], Any],
+        entry: LayerOutput | None,
+        on_host: frozenset[str] = frozenset(),
+        only: Collection[str] | None = None,
+    ) -> None:
         super().__init__(self._run_to_end)
         self._forward = run
         self.entry = entry
         self.on_host = on_host
+        self.only = only
         self.output = entry
         self.last_layer = -1
         self.cache: Cache | None = None
@@ -52,6 +60,10 @@ class Forward(greenlet):
         """Run up to the next door or to the end."""
         self.wanted = None
         self.wanted = self.switch()
+
+    def passes_over(self, block: Block) -> bool:
+        """Whether a trial leaves `block` out."""
+        return self.only is not None and block.name not in self.only
 
     def pause(self, block: Block) -> None:
         """From inside the forward: wait until the driver has brought `block`."""
@@ -99,11 +111,14 @@ class Doors:
         if index >= self._span.end:  # the model left out the last layer of the span
             assert forward.output is not None
             raise StageEnd(forward.output)
+        if forward.passes_over(self._layers[index]):
+            assert forward.output is not None
+            return forward.output.returned()
         forward.pause(self._layers[index])
         returned = self._run_layer(forward, index, args, kwargs)
-        if self._span.end < self._definition.num_layers:
+        if self._span.end < self._definition.num_layers or forward.only is not None:
             forward.output = LayerOutput.of(returned)
-            if index == self._span.end - 1:
+            if self._span.end < self._definition.num_layers and index == self._span.end - 1:
                 raise StageEnd(forward.output)
         return returned
 
@@ -125,6 +140,8 @@ class Doors:
     def _pass_head(self, hidden: torch.Tensor) -> Any:
         # The last token cut out of a prompt keeps the prompt's strides, for which torch copies the whole matrix.
         hidden = hidden.clone(memory_format=torch.contiguous_format)
+        if any(_current().passes_over(block) for block in self._head):
+            return hidden.new_zeros(*hidden.shape[:-1], self._definition.vocab_size)
         if len(self._head) > 1:
             return self._project_pieces(hidden)
         for block in self._head:

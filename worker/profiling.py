@@ -1,89 +1,147 @@
-"""Measuring how fast this machine reads a model's blocks and computes with them."""
+"""Measuring how fast this machine reads a model's blocks and computes with them, by doing both with some of them."""
 
-import itertools
+import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-import torch
-from torch import nn
-
+from layermesh.shared.errors import CheckpointError, LayermeshError
+from layermesh.shared.frames import Frame, SessionId
 from layermesh.shared.model.blocks import Block
 from layermesh.shared.profile import Profile
-from layermesh.worker.buffers import Buffer, block_tensors
+from layermesh.shared.residency import Residency
 from layermesh.worker.files import FileReader
-from layermesh.worker.loading import BlockLoader
+from layermesh.worker.loading import BlockLoader, Loading
+from layermesh.worker.placement import place_on
+from layermesh.worker.stage import Stage
+from layermesh.worker.streaming import Streamer
 
-BLOCK_SECONDS = 1.2e-3  # transformers' Python and small kernels per layer on a CPU (SmolLM2-135M: 37 ms for 30 layers)
-NUM_LOADS = 6
-NUM_PRODUCTS = 4
+NUM_LAYERS = 8  # that stream in a trial
+NUM_SWEEPS = 5
+TRIAL = SessionId("trial")
+FALLBACK_SECONDS = 1.2e-3  # transformers' Python and small kernels per layer, for models that cannot run in part
 
 
-def measure_profile(*blocks: Block) -> Profile:
-    """Load some of `blocks` as a sweep would, with and without one token's products beside it.
+def measure_profile(stage: Stage) -> Profile:
+    """Send tokens through some layers of `stage`, once with what stays in memory and once with what streams.
 
-    Reading and computing share cores and memory: by how much the two together are slower than the slower of them counts as
-    reading. This takes the memory of two blocks, the largest of them. Raises CheckpointError where one cannot be read.
+    The stage must have made its plan and not run yet: this takes the memory that its residents would. Reading and computing
+    share cores and memory: by how much the two together are slower than the slower of them counts as reading. Raises
+    CheckpointError where a block cannot be read.
     """
-    first, *sample = _spread(blocks, 1 + NUM_LOADS)
-    buffers = [Buffer(max(block.loaded_bytes for block in (first, *sample))) for _ in range(2)]
+    residency = stage.residency
+    assert residency is not None
+    layers = [block for block in residency.blocks if block.layer is not None]
+    heads = [block for block in residency.blocks if block.layer is None and block.name in residency.resident]
+    with _loading() as loader:
+        reading = _sample(layers, NUM_LAYERS)
+        load_seconds = _load(loader, reading, stage)
+        try:
+            return _measure(stage, loader, layers, heads, reading, load_seconds)
+        except CheckpointError:
+            raise
+        except LayermeshError:  # a family whose layers do not run without each other
+            return Profile(load_seconds / _stored_bytes(reading), FALLBACK_SECONDS / reading[0].loaded_bytes, 0.0)
+
+
+def _measure(
+    stage: Stage,
+    loader: BlockLoader,
+    layers: Sequence[Block],
+    heads: Sequence[Block],
+    reading: Sequence[Block],
+    load_seconds: float,
+) -> Profile:
+    fitting = _sample(layers, 2)
+    one = _time(stage, loader, [*fitting[:1], *heads], streaming=False)
+    both = _time(stage, loader, [*fitting, *heads], streaming=False)
+    per_byte = both / _loaded_bytes([*fitting, *heads])
+    if len(fitting) > 1 and both > one:
+        per_byte = min((both - one) / _loaded_bytes(fitting[1:]), per_byte)
+    outside = max(one - per_byte * _loaded_bytes([*fitting[:1], *heads]), 0)
+    computing = per_byte * _loaded_bytes(reading)
+    together = _time(stage, loader, reading, streaming=True) - outside
+    load_seconds += max(together - max(load_seconds, computing), 0)
+    return Profile(load_seconds / max(_stored_bytes(reading), 1), per_byte, outside)
+
+
+def _time(stage: Stage, loader: BlockLoader, blocks: Sequence[Block], *, streaming: bool) -> float:
+    """Seconds of a sweep through `blocks`, when it has become regular."""
+    streamer = _streamer(stage, loader, blocks, streaming=streaming)
+    times = []
+    try:
+        for number in range(2 + NUM_SWEEPS):  # the first brings the blocks, the second is the first to find them there
+            began = time.monotonic()
+            stage.trial(Frame(TRIAL, 0, number, number, (0,)), blocks, streamer)
+            times.append(time.monotonic() - began)
+    finally:
+        stage.release(TRIAL)
+        stage.unbind(blocks)
+        streamer.close()
+    return statistics.mean(times[2:]) if streaming else statistics.median(times[2:])
+
+
+def _streamer(stage: Stage, loader: BlockLoader, blocks: Sequence[Block], *, streaming: bool) -> Streamer:
+    assert stage.residency is not None
+    names = frozenset(block.name for block in blocks)
+    slot_bytes = max(block.loaded_bytes for block in blocks) if streaming else 0
+    num_slots = 2 if streaming else 0
+    residency = Residency(tuple(blocks), frozenset() if streaming else names, num_slots, slot_bytes, 0)
+    return Streamer(residency, loader, place_on(stage.device, residency))
+
+
+def reading_seconds(stage: Stage, blocks: Sequence[Block], most_bytes: int) -> tuple[int, float]:
+    """Read `blocks`, or as many as make `most_bytes`, with nobody computing; return the bytes and the seconds."""
+    chosen: list[Block] = []
+    num_bytes = 0
+    for block in blocks:
+        if not chosen or num_bytes + block.stored_bytes <= most_bytes:
+            chosen.append(block)
+            num_bytes += block.stored_bytes
+    with _loading() as loader:
+        return num_bytes, _load(loader, chosen, stage)
+
+
+def _load(loader: BlockLoader, blocks: Sequence[Block], stage: Stage) -> float:
+    """Seconds to bring `blocks` one behind the other through two buffers."""
+    assert stage.residency is not None
+    placement = place_on(stage.device, stage.residency)
+    buffers = [placement.buffer(max(block.loaded_bytes for block in blocks)) for _ in range(2)]
+    for buffer in buffers:  # starts the threads, imports what decodes, touches the memory
+        loader.start(blocks[0], buffer).wait()
+    began = time.monotonic()
+    loadings: list[Loading] = []
+    for number, block in enumerate(blocks):
+        if number >= len(buffers):
+            loadings[number - len(buffers)].wait()
+        loadings.append(loader.start(block, buffers[number % len(buffers)]))
+    for loading in loadings:
+        loading.wait()
+    placement.close()
+    return time.monotonic() - began
+
+
+@contextmanager
+def _loading() -> Iterator[BlockLoader]:
     files = FileReader()
     loader = BlockLoader(files)
     try:
-        _sweep(loader, [first] * len(buffers), buffers)  # starts the threads, imports what decodes, touches the memory
-        matrices = _matrices(first, buffers[0])
-        compute_rate = min(_multiply(matrices) for _ in range(NUM_PRODUCTS)) / max(_num_bytes(matrices), 1)
-        load_seconds = _sweep(loader, sample, buffers)
-        both_seconds = _sweep(loader, sample, buffers, computing=True)
+        yield loader
     finally:
         loader.close()
         files.close()
-    compute_seconds = compute_rate * sum(_num_bytes(_matrices(block, buffers[0])) for block in sample)
-    load_seconds += max(both_seconds - max(load_seconds, compute_seconds), 0)
-    return Profile(
-        load_seconds_per_byte=load_seconds / max(sum(block.stored_bytes for block in sample), 1),
-        compute_seconds_per_byte=compute_rate,
-        block_seconds=BLOCK_SECONDS,
-    )
 
 
-def _spread(blocks: Sequence[Block], num_blocks: int) -> list[Block]:
-    """Return `num_blocks` from all over `blocks`, some of them again where there are fewer."""
-    if len(blocks) < num_blocks:
-        return [blocks[number % len(blocks)] for number in range(num_blocks)]
-    return [blocks[number * len(blocks) // num_blocks] for number in range(num_blocks)]
+def _sample(blocks: Sequence[Block], num_blocks: int) -> list[Block]:
+    """Return `num_blocks` from all over `blocks`, the first among them, or all where there are fewer."""
+    if len(blocks) <= num_blocks:
+        return list(blocks)
+    return [blocks[number * (len(blocks) - 1) // (num_blocks - 1)] for number in range(num_blocks)]
 
 
-def _sweep(loader: BlockLoader, blocks: Sequence[Block], buffers: Sequence[Buffer], *, computing: bool = False) -> float:
-    """Seconds to load `blocks` into the two buffers in turn, each while the one before it is awaited and computed with."""
-    began = time.monotonic()
-    in_turn = list(zip(blocks, itertools.cycle(buffers), strict=False))
-    loadings = [loader.start(*in_turn[0])]
-    for number, (block, buffer) in enumerate(in_turn):
-        if number + 1 < len(in_turn):
-            loadings.append(loader.start(*in_turn[number + 1]))
-        loadings[number].wait()
-        if computing:
-            _multiply(_matrices(block, buffer))
-    return time.monotonic() - began
+def _loaded_bytes(blocks: Sequence[Block]) -> int:
+    return sum(block.loaded_bytes for block in blocks)
 
 
-@torch.inference_mode()
-def _multiply(matrices: list[torch.Tensor]) -> float:
-    """Seconds that one token takes against all of `matrices`, each `[out, in]`."""
-    inputs = [torch.ones(1, matrix.shape[1], dtype=matrix.dtype) for matrix in matrices]
-    began = time.monotonic()
-    for token, matrix in zip(inputs, matrices, strict=True):
-        nn.functional.linear(token, matrix)
-    return time.monotonic() - began
-
-
-def _matrices(block: Block, buffer: Buffer) -> list[torch.Tensor]:
-    return [tensor for tensor in block_tensors(block, buffer.bytes).values() if _is_matrix(tensor)]
-
-
-def _num_bytes(tensors: Sequence[torch.Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors)
-
-
-def _is_matrix(tensor: torch.Tensor) -> bool:
-    return tensor.ndim == 2 and tensor.is_floating_point()
+def _stored_bytes(blocks: Sequence[Block]) -> int:
+    return sum(block.stored_bytes for block in blocks)

@@ -7,19 +7,26 @@ from transformers import Cache
 
 from layermesh.shared.frames import Frame, SessionId
 from layermesh.shared.model.definition import ModelDefinition
+from layermesh.shared.model.lean import lean_layers
 from layermesh.shared.spans import LayerSpan
+from layermesh.worker.caches import preallocate
 from layermesh.worker.placeholders import fill_placeholders
 
 CACHE_NAMES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
 
 
 class Session:
-    """Prepares the calls of a model's forward as transformers' own generate would, frame by frame."""
+    """Prepares the calls of a model's forward as transformers' own generate would, frame by frame.
 
-    def __init__(self, session_id: SessionId, model: Any, device: torch.device) -> None:
+    `num_tokens` is how long the sequence is expected to become.
+    """
+
+    def __init__(self, session_id: SessionId, definition: ModelDefinition, device: torch.device, num_tokens: int) -> None:
         self.id = session_id
         self.position = 0
-        self._model = model
+        self._num_tokens = num_tokens
+        self._definition = definition
+        self._model = definition.model
         self._device = device
         self._token_ids = torch.empty(1, 0, dtype=torch.long, device=device)  # [1, tokens]
         self._kwargs: dict[str, Any] = {}
@@ -51,12 +58,12 @@ class Session:
         self.position += len(frame.token_ids)
         self._outputs = _without_logits(outputs)
 
-    def hold_places(self, span: LayerSpan, definition: ModelDefinition) -> None:
+    def hold_places(self, span: LayerSpan) -> None:
         """Make the cache look as if the layers outside `span` had run here too, up to `position`."""
         caches = [self._kwargs.get(name) or self._outputs.get(name) for name in CACHE_NAMES]
         for cache in caches:
             if isinstance(cache, Cache):
-                fill_placeholders(cache, span, definition, self.position)
+                fill_placeholders(cache, span, self._definition, self.position)
 
     @property
     def cache_bytes(self) -> int:
@@ -68,6 +75,7 @@ class Session:
         def capture(_model: Any, _input_ids: Any, **prepared: Any) -> torch.Tensor:
             names = ("logits_processor", "stopping_criteria", "generation_config", "streamer", "synced_gpus")
             self._kwargs = {name: value for name, value in prepared.items() if name not in names}
+            preallocate(self._kwargs.get("past_key_values"), lean_layers(self._definition), self._num_tokens)
             return self._token_ids
 
         self._model.generate(

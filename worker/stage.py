@@ -1,6 +1,6 @@
 """A span of layers loaded on one device: frames in, frames or logits out."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -59,7 +59,7 @@ class Stage:
         self._peak_bytes = 0
         self.watcher: Watcher | None = None
         self._definition = definition
-        self._device = device
+        self.device = device
         self._budget_bytes = budget_bytes
         self._budget_flag = budget_flag
         self._host_budget_bytes = host_budget_bytes
@@ -112,7 +112,7 @@ class Stage:
         self._streamer.host_computed = on_host
         try:
             with torch.inference_mode():
-                entries = [frame.hidden and frame.hidden.to(self._device) for frame in frames]
+                entries = [frame.hidden and frame.hidden.to(self.device) for frame in frames]
                 forwards = [
                     Forward(partial(self._run, frame), entry, on_host) for frame, entry in zip(frames, entries, strict=True)
                 ]
@@ -125,6 +125,19 @@ class Stage:
                 raise ResourceError(OUT_OF_MEMORY) from error
             raise
         return outcomes
+
+    def trial(self, frame: Frame, blocks: Sequence[Block], streamer: Streamer) -> None:
+        """Run `frame` through `blocks` alone, which `streamer` brings: the first layer and some others of this stage.
+
+        What becomes of it means nothing; the time it takes does. Raises what the model's own code does.
+        """
+        self._admit([frame])
+        with torch.inference_mode():
+            forward = Forward(partial(self._run, frame), frame.hidden, only={block.name for block in blocks})
+            sweep([forward], blocks, streamer, self._binder)
+            outcome = self._finish(frame, forward)
+        if isinstance(outcome, Failure):
+            raise outcome.error
 
     def release(self, session: SessionId) -> None:
         """Forget a session and its cache; one that was never opened is no error."""
@@ -150,11 +163,16 @@ class Stage:
         num_bytes = 0 if self._streamer is None else self._streamer.num_unpinned_bytes
         return (_UNPINNED.format(format_bytes(num_bytes)),) if num_bytes else ()
 
+    def unbind(self, blocks: Iterable[Block]) -> None:
+        """Let modules go of `blocks`, so that their memory goes too."""
+        for block in blocks:
+            self._binder.unbind(block)
+
     def close(self) -> None:
         """Stop reading and give all memory back."""
         self._sessions.clear()
         self._reserved.clear()
-        self._unbind()
+        self.unbind(() if self.residency is None else self.residency.blocks)
         self._binder.unbind(self._rest)
         try:
             if self._streamer is not None:
@@ -167,7 +185,7 @@ class Stage:
         self._measure()
         if self._streamer is None or self.residency is None or not residency.is_laid_out_as(self.residency):
             remains = self._close_streamer(residency)
-            self._streamer = Streamer(residency, self._loader, place_on(self._device, residency), remains)
+            self._streamer = Streamer(residency, self._loader, place_on(self.device, residency), remains)
             by_layer = {block.layer: block for block in residency.blocks if block.layer is not None}
             self._doors.lead_to(by_layer, [block for block in residency.blocks if block.layer is None])
         self.residency = residency
@@ -177,27 +195,22 @@ class Stage:
         streamer, self._streamer = self._streamer, None
         if streamer is None:
             return None
-        self._unbind(but_not=residency.resident)
+        if self.residency is not None:
+            self.unbind(block for block in self.residency.blocks if block.name not in residency.resident)
         self.residency = None
         return streamer.hand_over(residency)
-
-    def _unbind(self, but_not: Collection[str] = ()) -> None:
-        """Let modules go of blocks, so that their memory goes too."""
-        for block in self.residency.blocks if self.residency is not None else ():
-            if block.name not in but_not:
-                self._binder.unbind(block)
 
     def _load_rest(self, table: BlockTable) -> None:
         buffer = Buffer(self._rest.loaded_bytes)
         self._loader.start(self._rest, buffer).wait()
-        self._binder.bind(self._rest, block_tensors(self._rest, buffer.bytes.to(self._device)))
+        self._binder.bind(self._rest, block_tensors(self._rest, buffer.bytes.to(self.device)))
         for path, stored in table.lookups.items():
-            RowLookup(self._definition.model.get_submodule(path), stored, self._loader, self._device)
-        if self._device.type != "cpu":
+            RowLookup(self._definition.model.get_submodule(path), stored, self._loader, self.device)
+        if self.device.type != "cpu":
             for module in self._definition.model.modules():
                 computed = {name: buffer for name, buffer in module._buffers.items() if buffer is not None}
                 module._buffers.update(  # those of the blocks come with them
-                    {name: buffer.to(self._device) for name, buffer in computed.items() if not buffer.is_meta}
+                    {name: buffer.to(self.device) for name, buffer in computed.items() if not buffer.is_meta}
                 )
         self._doors = Doors(self._definition, self.span, self.host_layers)
 
@@ -216,7 +229,9 @@ class Stage:
                 raise MeshError(f"layers {self.span} take hidden states from the stage before, and only from there.")
         for frame in frames:
             if frame.session not in self._sessions:
-                self._sessions[frame.session] = Session(frame.session, self._definition.model, self._device)
+                size = self._reserved.get(frame.session)
+                num_tokens = len(frame.token_ids) if size is None else size.num_tokens
+                self._sessions[frame.session] = Session(frame.session, self._definition, self.device, num_tokens)
 
     def _run(self, frame: Frame) -> object:
         session = self._sessions[frame.session]
@@ -229,7 +244,7 @@ class Stage:
         session = self._sessions[frame.session]
         ended = isinstance(forward.result, LayerOutput)
         session.finish(frame, CausalLMOutputWithPast(past_key_values=forward.cache) if ended else forward.result)
-        session.hold_places(self.span, self._definition)
+        session.hold_places(self.span)
         if ended:
             return Frame(frame.session, frame.epoch, frame.step, frame.position, frame.token_ids, forward.result)
         return Logits(frame.session, frame.step, forward.result.logits[0, -1].float())

@@ -11,6 +11,7 @@ import torch
 from layermesh.shared.checkpoints.tensors import Checkpoint, StoredTensor, stored_rows
 from layermesh.shared.errors import CheckpointError
 from layermesh.shared.model.definition import ModelDefinition, compute_buffers
+from layermesh.shared.model.lean import make_lean
 from layermesh.shared.model.recipes import Conversion, Copy, Recipe, as_recipes, find_recipes, is_ignored
 
 ALIGNMENT = 64  # bytes; what torch's own allocations keep to, and kernels may round differently off it
@@ -102,12 +103,15 @@ class BlockTable:
         return (*self.layers, self.head) if self.head.tensors else self.layers
 
 
-def build_block_table(checkpoint: Checkpoint, definition: ModelDefinition) -> BlockTable:
+def build_block_table(checkpoint: Checkpoint, definition: ModelDefinition, *, fast_path: bool = True) -> BlockTable:
     """Divide the parameters of a model into blocks, and compute its buffers that no checkpoint holds.
 
-    Raises CheckpointError for tensors that are missing or of the wrong shape.
+    With `fast_path` its layers are replaced by lean ones where they have the shape for it. Raises CheckpointError for
+    tensors that are missing or of the wrong shape.
     """
     recipes = _recipes(checkpoint, definition)
+    if fast_path:
+        recipes = make_lean(definition, recipes)
     return _Sorter(definition, recipes).table(checkpoint)
 
 

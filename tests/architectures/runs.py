@@ -19,7 +19,9 @@ from tests.architectures.tiny import Reference
 
 
 @contextmanager
-def streaming_pipeline(folder: Path, num_stages: int, num_tokens: int, num_new: int) -> Iterator[Pipeline]:
+def streaming_pipeline(
+    folder: Path, num_stages: int, num_tokens: int, num_new: int, *, fast_path: bool = False
+) -> Iterator[Pipeline]:
     """Divide the model in `folder` among stages that hold no layer for longer than its turn."""
     checkpoint = open_checkpoint(folder, folder / "unpacked")
     num_layers = define_model(folder, torch.float32).num_layers
@@ -27,7 +29,7 @@ def streaming_pipeline(folder: Path, num_stages: int, num_tokens: int, num_new: 
     try:
         for span in LayerSpan.divide(num_layers, num_stages):
             definition = define_model(folder, torch.float32)
-            table = build_block_table(checkpoint, definition)
+            table = build_block_table(checkpoint, definition, fast_path=fast_path)
             largest = max(block.loaded_bytes for block in table.layers)
             size = SequenceSize(num_tokens, num_new)
             working_bytes = Footprint.of(definition, span, table).working_bytes(size)

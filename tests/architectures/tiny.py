@@ -60,8 +60,14 @@ def build(model_type: str, folder: Path, seed: int = 0) -> Path:
 
 
 def reference(folder: Path, prompt: list[int], num_tokens: int) -> Reference:
-    """Generate `num_tokens` greedily after `prompt` with plain transformers, its cache and default attention."""
+    """Generate `num_tokens` greedily after `prompt` with plain transformers, its cache and default attention.
+
+    Its weights are moved to memory of their own first. from_pretrained maps them from the file, wherever they lie there, and
+    on some processors one token's products round differently with a matrix that is not aligned.
+    """
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
     settings = model.generation_config
     for name in (
         "eos_token_id",

@@ -271,7 +271,7 @@ def test_a_path_may_be_a_path(text_model: Path) -> None:
 
 
 def test_the_package_has_what_it_says() -> None:
-    assert set(layermesh.__all__) == {"Answer", "LayerMesh", "Token", "__version__"}
+    assert set(layermesh.__all__) == {"Answer", "Finished", "LayerMesh", "Token", "__version__"}
     with pytest.raises(AttributeError, match="nonsense"):
         layermesh.nonsense  # noqa: B018
 

@@ -1,0 +1,139 @@
+"""The fast path: decoder layers of the Llama shape replaced by lean ones, and the recipes that fill those."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from layermesh.shared.model.definition import ModelDefinition
+from layermesh.shared.model.lean_fit import activation_of, gate_up_names, lean_shape, qkv_names
+from layermesh.shared.model.lean_layer import Fused, LeanLayer, LeanShape, Turner
+from layermesh.shared.model.recipes import Conversion, Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """Where a parameter goes: into `target`, from row `first` on."""
+
+    target: str
+    first: int = 0
+
+
+def make_lean(definition: ModelDefinition, recipes: Sequence[Recipe]) -> list[Recipe]:
+    """Replace the layers of `definition` that have the Llama shape and return the recipes for what it has now.
+
+    Matrices with one input become one where they are stored alike; others keep apart.
+    """
+    sources = _encodings(recipes)
+    return _rename(recipes, _replace_layers(definition, lambda names: len({sources.get(name) for name in names}) == 1))
+
+
+def make_lean_as_stored(definition: ModelDefinition, stored: Collection[str]) -> None:
+    """Replace layers so that their parameters are those `stored` by these names, in an earlier run's choice."""
+
+    def join(names: Sequence[str]) -> bool:
+        path = names[0].partition(".self_attn.")[0] if ".self_attn." in names[0] else names[0].partition(".mlp.")[0]
+        apart = f"{path}.{'qkv' if '.self_attn.' in names[0] else 'gate_up'}.members.1."
+        return not any(name.startswith(apart) for name in stored)
+
+    _replace_layers(definition, join)
+
+
+def _encodings(recipes: Sequence[Recipe]) -> dict[str, object]:
+    """How each parameter is stored, for those that are copied; everything else is like nothing else."""
+    found: dict[str, object] = {}
+    for recipe in recipes:
+        if isinstance(recipe, Conversion):
+            found |= {name: object() for name in recipe.targets}
+        else:
+            found[recipe.target] = found.get(recipe.target, recipe.source.encoding)
+            if found[recipe.target] != recipe.source.encoding:
+                found[recipe.target] = object()
+    return found
+
+
+def _replace_layers(definition: ModelDefinition, join: Callable[[Sequence[str]], bool]) -> dict[str, _Move]:
+    """Put lean layers in place and return where the parameters of the old ones have gone; `join` is asked with names."""
+    moves: dict[str, _Move] = {}
+    turner = Turner()
+    for index, layer in enumerate(definition.layers):
+        shape = lean_shape(layer)
+        if shape is not None:
+            path = f"{definition.layers_path}.{index}"
+            lean = _lean_layer(layer, shape, path, turner, join)
+            moves |= _moves(layer, lean, path)
+            definition.layers[index] = lean
+    return moves
+
+
+def _lean_layer(layer: Any, shape: LeanShape, path: str, turner: Turner, join: Callable[[Sequence[str]], bool]) -> LeanLayer:
+    def fused(owner: Any, place: str, names: Sequence[str]) -> Fused:
+        members = [getattr(owner, name) for name in names]
+        together = join([f"{path}.{place}.{name}.weight" for name in names])
+        return Fused([_joined(members)] if together else members)
+
+    attention, mlp = layer.self_attn, layer.mlp
+    qkv = fused(attention, "self_attn", qkv_names(attention))
+    gate_up = fused(mlp, "mlp", gate_up_names(mlp))
+    return LeanLayer(layer, shape, qkv, gate_up, activation_of(mlp), turner).eval()
+
+
+def _moves(layer: Any, lean: LeanLayer, path: str) -> dict[str, _Move]:
+    """Where every parameter of `layer` is in `lean`."""
+    moves = {}
+    for name, fused, owner, names in (
+        ("qkv", lean.qkv, "self_attn", qkv_names(layer.self_attn)),
+        ("gate_up", lean.gate_up, "mlp", gate_up_names(layer.mlp)),
+    ):
+        first = 0
+        for number, member in enumerate(names):
+            target = f"{path}.{name}.members.{number if len(fused.members) > 1 else 0}"
+            for leaf in ("weight", "bias"):
+                moves[f"{path}.{owner}.{member}.{leaf}"] = _Move(f"{target}.{leaf}", first)
+            if len(fused.members) == 1:
+                first += getattr(getattr(layer, owner), member).out_features
+    for owner, names in (("self_attn", ("o_proj", "q_norm", "k_norm")), ("mlp", ("down_proj",))):
+        for member in names:
+            for leaf in ("weight", "bias"):
+                moves[f"{path}.{owner}.{member}.{leaf}"] = _Move(f"{path}.{member}.{leaf}")
+    return moves
+
+
+def _rename(recipes: Sequence[Recipe], moves: Mapping[str, _Move]) -> list[Recipe]:
+    return [_moved(recipe, moves) for recipe in recipes]
+
+
+def _moved(recipe: Recipe, moves: Mapping[str, _Move]) -> Recipe:
+    if isinstance(recipe, Conversion):
+        return _moved_conversion(recipe, moves) if any(name in moves for name in recipe.targets) else recipe
+    move = moves.get(recipe.target)
+    if move is None:
+        return recipe
+    if recipe.rows is not None:
+        return replace(recipe, target=move.target, rows=recipe.rows + move.first)
+    columns = recipe.source.shape[-1] if len(recipe.source.shape) > 1 else 1
+    return replace(recipe, target=move.target, start=recipe.start + move.first * columns)
+
+
+def _moved_conversion(recipe: Conversion, moves: Mapping[str, _Move]) -> Conversion:
+    names = {name: moves[name].target if name in moves else name for name in recipe.targets}
+
+    def combine(given: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {names.get(name, name): tensor for name, tensor in recipe.combine(given).items()}
+
+    return replace(recipe, targets=tuple(names.values()), combine=combine)
+
+
+def _joined(members: Sequence[nn.Linear]) -> nn.Linear:
+    """Return one layer for the outputs of all, its parameters on torch's meta device."""
+    if len(members) == 1:
+        return members[0]
+    out, first = sum(member.out_features for member in members), members[0]
+    return nn.Linear(first.in_features, out, bias=first.bias is not None, device="meta", dtype=first.weight.dtype)
+
+
+def lean_layers(definition: ModelDefinition) -> frozenset[int]:
+    """Return which layers of `definition` are lean."""
+    return frozenset(index for index, layer in enumerate(definition.layers) if isinstance(layer, LeanLayer))
