@@ -13,6 +13,7 @@ from layermesh.shared.frames import LayerOutput, SessionId
 from layermesh.shared.residency import LOOK_AHEAD
 from layermesh.shared.spans import LayerSpan
 from layermesh.worker import stage as stages
+from layermesh.worker.caches import PreallocatedLayer
 from layermesh.worker.host_layers import NUM_TRIALS, HostLayers, move_attributes, moved
 from layermesh.worker.stage import Stage
 from tests.architectures.runs import answer_greedily, difference
@@ -36,11 +37,11 @@ def resident(folder, prompt=tuple(PROMPT)):
 class Carded:
     """A stage whose layers come by way of a card that is only pretended: what it computes, it computes on the processor."""
 
-    def __init__(self, folder, monkeypatch, *, spare_bytes=0, host_bytes=PLENTY, bus_rate=None, card=None):
+    def __init__(self, folder, monkeypatch, *, spare_bytes=0, host_bytes=PLENTY, bus_rate=None, card=None, fast=False):
         self.card = card or FakeCard()
         monkeypatch.setattr(stages, "FileReader", lambda: WatchedReader(self.card))
         monkeypatch.setattr(stages, "place_on", lambda _, plan: WatchedPlacement(self.card, plan.num_slots, plan.slot_bytes))
-        self.definition, table = open_model(folder)
+        self.definition, table = open_model(folder, fast_path=fast)
         span = LayerSpan(0, self.definition.num_layers)
         slots = (1 + LOOK_AHEAD) * max(block.loaded_bytes for block in table.layers)
         self.working_bytes = Footprint.of(self.definition, span, table).working_bytes(SIZE)
@@ -113,6 +114,16 @@ def test_layers_computed_on_the_host_give_the_same(tiny, carded, model_type, hos
         assert layers.rate is not None
     else:
         assert {1e3: 0, 1e6: num_layers // 2, 1e15: num_layers}[host_rate] == len(chosen[-1])
+
+
+@pytest.mark.parametrize("host_rate", [1e3, 1e15], ids=["slow", "fast"])
+def test_lean_layers_are_computed_on_the_host_too(tiny, carded, host_rate):
+    running = carded(tiny("llama"), bus_rate=1e6, fast=True)
+    running.stage.host_layers._rates = [host_rate] * NUM_TRIALS
+    (answer,) = running.answers(PROMPT)
+    assert answer.token_ids == resident(tiny("llama")).token_ids
+    chosen = running.stage.host_layers.choose(running.stage.residency, 1)
+    assert len(chosen) == (running.definition.num_layers if host_rate > 1e6 else 0)
 
 
 def test_sessions_that_share_a_sweep_share_the_choice(tiny, carded):
@@ -199,6 +210,15 @@ def test_a_layer_of_a_cache_moves_whole():
     keys = layer.keys
     move_attributes(layer, META)
     assert layer.keys is keys
+
+
+def test_room_for_keys_and_values_moves_with_them():
+    layer = PreallocatedLayer(8)
+    for _ in range(3):
+        layer.update(torch.ones(1, 2, 1, 8), torch.ones(1, 2, 1, 8))
+    move_attributes(layer, META)
+    keys, _ = layer.update(torch.ones(1, 2, 1, 8, device=META), torch.ones(1, 2, 1, 8, device=META))
+    assert (keys.device, keys.shape[-2], layer._key_room.shape[-2]) == (META, 4, 8)
 
 
 def test_caches_of_layers_that_run_elsewhere_come_back(tiny):
