@@ -3,13 +3,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt
 
-.PHONY: demo test lint architectures bench bench-alone bench-peers clean
+.PHONY: demo test test-gpu lint architectures bench bench-alone bench-peers bench-gpu clean
 
 demo: $(VENV)/installed  ## stream an answer of the default model through a small memory budget
 	$(BIN)/layermesh generate "Explain in three sentences why the sky is blue." --host-memory 100MB --temperature 0
 
 test: $(VENV)/installed-dev  ## the tests
 	$(BIN)/python -m pytest
+
+test-gpu: $(VENV)/installed-dev  ## those that need an NVIDIA card, which `make test` leaves out where there is none
+	$(BIN)/python -m pytest tests/gpu -rs
 
 lint: $(VENV)/installed-dev  ## formatting, style and types
 	$(BIN)/ruff format --check .
@@ -32,6 +35,9 @@ bench-alone: $(VENV)/installed-dev  ## startup, memory, and how well reading hid
 
 bench-peers: $(VENV)/installed-dev  ## beside AirLLM, accelerate and llama.cpp, which it installs into ~/.cache/layermesh-bench
 	$(BIN)/python -m tests.benchmarks.peers
+
+bench-gpu: $(VENV)/installed-dev  ## an 8B and a 70B shape in 4 GB of an NVIDIA card; writes tests/benchmarks/results/gpu.json
+	$(BIN)/python -m tests.benchmarks.gpu
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -40,6 +40,8 @@ def print_answer(mesh: LayerMesh, prompt: Prompt, settings: GenerationSettings, 
         print_json(stream.answer.to_dict())
     if not quiet:
         note(_summary(stream, stream.answer, mesh.local.definition.context_length))
+        for notice in mesh.local.stage.notices:  # there are none before it has run
+            note(f"note: {notice}")
 
 
 class _Watcher:

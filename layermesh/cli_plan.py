@@ -48,20 +48,26 @@ def _describe(block: Block, residency: Residency) -> dict[str, object]:
         "stored_bytes": block.stored_bytes,
         "loaded_bytes": block.loaded_bytes,
         "resident": block.name in residency.resident,
+        "on_host": block.name in residency.on_host,
     }
 
 
 def _rows(residency: Residency) -> list[str]:
     """One line for each run of blocks that are alike."""
 
-    def likeness(block: Block) -> tuple[bool, bool, int, int]:
-        return block.layer is None, block.name in residency.resident, block.stored_bytes, block.loaded_bytes
+    def likeness(block: Block) -> tuple[bool, str, int, int]:
+        return block.layer is None, _where(block, residency), block.stored_bytes, block.loaded_bytes
 
     rows = []
-    for (_, stays, stored, loaded), alike in groupby(residency.blocks, key=likeness):
+    for (_, where, stored, loaded), alike in groupby(residency.blocks, key=likeness):
         blocks = list(alike)
         name = blocks[0].name if len(blocks) == 1 else f"{blocks[0].name} to {blocks[-1].name}"
         each = f"  × {len(blocks)}" if len(blocks) > 1 else ""
-        where = "stays" if stays else "streams"
         rows.append(f"{name:<24}{format_bytes(stored):>10}{format_bytes(loaded):>12}   {where}{each}")
     return rows
+
+
+def _where(block: Block, residency: Residency) -> str:
+    if block.name in residency.resident:
+        return "stays"
+    return "stays on the host" if block.name in residency.on_host else "streams"

@@ -18,17 +18,18 @@ from layermesh.shared.checkpoints import Checkpoint, open_checkpoint
 from layermesh.shared.checkpoints.json_files import read_object
 from layermesh.shared.checkpoints.packing import is_packed
 from layermesh.shared.errors import BudgetError
-from layermesh.shared.footprint import Footprint, SequenceSize
+from layermesh.shared.footprint import SequenceSize
 from layermesh.shared.frames import SessionId
 from layermesh.shared.library import resolve
 from layermesh.shared.library.home import unpacked_folder
 from layermesh.shared.model.blocks import build_block_table
 from layermesh.shared.model.definition import define_model
-from layermesh.shared.residency import Residency, plan_residency
+from layermesh.shared.residency import Residency
 from layermesh.shared.spans import LayerSpan
+from layermesh.worker.card_memory import CardMemory
 from layermesh.worker.machine import free_memory, pick_device, pick_dtype, return_memory_promptly
 from layermesh.worker.profiling import measure_profile
-from layermesh.worker.stage import Stage, stage_blocks
+from layermesh.worker.stage import Stage
 
 WORKER_NAME = "local"
 CHUNK_TOKENS = 512  # the most of a prompt that goes through the layers in one call
@@ -59,7 +60,7 @@ class LocalModel:
             progress=options.get("progress"),
         )
         self.name = resolved.name
-        self.notices = resolved.notices
+        self._notices = resolved.notices
         self.checkpoint = use_pack(resolved, open_checkpoint(resolved.path, unpacked_folder()), options)
         self.planned_tokens: int | None = None  # the length of sequence that a plan makes room for
         self.dtype = _dtype(options.get("dtype")) or pick_dtype(_stored_dtype(self.checkpoint, self.config), self.device)
@@ -68,10 +69,20 @@ class LocalModel:
             self.definition = define_model(self.checkpoint.config_dir, self.dtype)
             self.table = build_block_table(self.checkpoint, self.definition, fast_path=options.get("fast_path", True))
             span = LayerSpan(0, self.definition.num_layers)
-            self._budget = (*self._stage_budget(), self._staging_budget())
-            self.stage = Stage(self.definition, self.table, span, self.device, *self._budget)
+            budget, host_budget_bytes = self._stage_budget(), self._staging_budget()
+            self.card_memory = None if self.device.type == "cpu" else CardMemory(self.device, self.device_budget_bytes)
+            try:
+                self.stage = Stage(self.definition, self.table, span, self.device, *budget, host_budget_bytes)
+            except BaseException:
+                self._lift_bound()
+                raise
         self.pipeline = Pipeline([self.stage])
         self.load_seconds = time.monotonic() - began
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the user should know about the model and how it runs."""
+        return (*self._notices, *self.stage.notices)
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -103,9 +114,7 @@ class LocalModel:
 
     def layout(self, *sizes: SequenceSize) -> Residency:
         """Return what would stay and what would stream with sessions of these sizes aboard. Raises BudgetError."""
-        blocks = stage_blocks(self.table, self.stage.span, self.definition.num_layers)
-        budget_bytes, flag, host_budget_bytes = self._budget
-        return plan_residency(blocks, budget_bytes, self._footprint.working_bytes(*sizes), flag, host_budget_bytes)
+        return self.stage.plan(*sizes)
 
     def plan(self, *, measured: bool) -> Plan:
         """Return what stays in memory and what streams; `measured` also times a block, to predict the speed."""
@@ -122,11 +131,14 @@ class LocalModel:
 
     def close(self) -> None:
         """Give everything back."""
-        self.stage.close()
+        try:
+            self.stage.close()
+        finally:
+            self._lift_bound()
 
-    @cached_property
-    def _footprint(self) -> Footprint:
-        return Footprint.of(self.definition, self.stage.span, self.table)
+    def _lift_bound(self) -> None:
+        if self.card_memory is not None:
+            self.card_memory.close()
 
     def _fit(self, num_tokens: int, num_prompt: int, reserve: Callable[[SequenceSize], object]) -> int:
         """Return the largest chunk of a prompt for which `reserve` finds room."""

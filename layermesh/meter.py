@@ -51,10 +51,10 @@ class Meter:
     def memory(self) -> Memory:
         """Return what the model has occupied at most since it was opened."""
         local = self._local
-        on_host = local.device.type == "cpu"
+        card = local.card_memory
         return Memory(
-            device_peak_bytes=0 if on_host else local.stage.peak_bytes,
-            host_peak_bytes=local.stage.peak_bytes if on_host else local.stage.staging_bytes,
+            device_peak_bytes=0 if card is None else card.peak_bytes,
+            host_peak_bytes=local.stage.peak_bytes if card is None else local.stage.staging_bytes,
             device_budget_bytes=local.device_budget_bytes,
             host_budget_bytes=local.host_budget_bytes,
         )

@@ -12,6 +12,11 @@ from layermesh.shared.spans import LayerSpan
 DECODING_BYTES = 8 << 20  # what the readers use to decode pieces of blocks that are not stored as they are computed with
 EXPERT_KERNEL_BYTES = 32 << 20  # compiled kernels for experts' many shapes, on top of that, where oneDNN computes
 WORKSPACE_BYTES = 10 << 20  # kernels' own workspaces and code, and what the allocator cannot give back
+HOST_LAYER_BYTES = 16 << 20  # what layers take that are computed on the host beside a card, apart from their caches
+CUDA_WORKSPACE_BYTES = 17 << 20  # cuBLAS's and cuBLASLt's, as `settle_native_libraries` leaves them
+CUDA_SPARE_BYTES = 44 << 20  # of the segments of 2 and 20 MiB from which torch's allocator serves small tensors
+CUDA_SEGMENT_BYTES = 2 << 20  # what it rounds large ones up to
+CUDA_LARGE_BYTES = 10 << 20  # from where on they have a segment of their own
 ACCUMULATION_BYTES = 4  # logits and attention scores are kept in float32
 
 
@@ -42,15 +47,19 @@ class Footprint:
     score_bytes: int
     logits_bytes: int
     logits_bytes_per_token: int
+    device_bytes: int = 0
+    repeated_bytes_per_token: int = 0
+    reads_apart: bool = False  # on a host beside the device
 
     @classmethod
-    def of(cls, definition: ModelDefinition, span: LayerSpan, table: BlockTable) -> "Footprint":
-        """Estimate for the layers of `span`."""
+    def of(cls, definition: ModelDefinition, span: LayerSpan, table: BlockTable, device_type: str = "cpu") -> "Footprint":
+        """Estimate for the layers of `span` on a device of that type."""
         config = definition.model.config.get_text_config(decoder=True)
         itemsize = definition.model.dtype.itemsize
         hidden = int(getattr(config, "hidden_size", 0) or 0)
         per_layer = _cache_elements(config) * itemsize
         blocks = (*table.stream, table.rest)
+        on_cuda = device_type == "cuda"
         return cls(
             rest_bytes=table.rest.loaded_bytes,
             scratch_bytes=max(block.scratch_bytes for block in blocks),
@@ -64,6 +73,9 @@ class Footprint:
             score_bytes=_score_elements(definition.model) * ACCUMULATION_BYTES,
             logits_bytes=6 * definition.vocab_size * ACCUMULATION_BYTES,
             logits_bytes_per_token=0 if definition.keeps_last_logits else 2 * definition.vocab_size * ACCUMULATION_BYTES,
+            device_bytes=_cuda_bytes(table, span) if on_cuda else 0,
+            repeated_bytes_per_token=_repeated_elements(config) * itemsize if on_cuda else 0,
+            reads_apart=on_cuda,
         )
 
     def working_bytes(self, *sequences: SequenceSize) -> int:
@@ -71,12 +83,33 @@ class Footprint:
         caches = sum(self.cache_bytes_per_token * size.num_tokens + self.state_bytes for size in sequences)
         passing = sum(self.hidden_bytes_per_token * size.num_new for size in sequences)
         inside = max((self._layer_bytes(size) for size in sequences), default=0)
-        fixed = self.rest_bytes + self.scratch_bytes + self.decoding_bytes + self.kernel_bytes + WORKSPACE_BYTES
-        return fixed + caches + passing + inside + self.logits_bytes
+        fixed = self.rest_bytes + self.kernel_bytes + WORKSPACE_BYTES + (0 if self.reads_apart else self.reading_bytes)
+        return fixed + self.device_bytes + caches + passing + inside + self.logits_bytes
+
+    @property
+    def reading_bytes(self) -> int:
+        """Bytes that it takes to make blocks of what is read."""
+        return self.scratch_bytes + self.decoding_bytes
+
+    def host_working_bytes(self, *sequences: SequenceSize) -> int:
+        """Bytes on the host that it takes to compute some layers there, beside a device with memory of its own."""
+        return sum(self.cache_bytes_per_token * size.num_tokens for size in sequences) + HOST_LAYER_BYTES
 
     def _layer_bytes(self, size: SequenceSize) -> int:
         scores = self.score_bytes * size.num_tokens
-        return (self.activation_bytes_per_token + self.logits_bytes_per_token + scores) * size.num_new
+        inside = (self.activation_bytes_per_token + self.logits_bytes_per_token + scores) * size.num_new
+        return inside + self.repeated_bytes_per_token * size.num_tokens
+
+
+def _cuda_bytes(table: BlockTable, span: LayerSpan) -> int:
+    """What a card gives beyond what is asked of it: workspaces of its libraries, and the allocator's rounding."""
+    blocks = (*table.layers[span.start : span.end], table.head, table.rest)
+    return CUDA_WORKSPACE_BYTES + CUDA_SPARE_BYTES + sum(_rounding_bytes(block.loaded_bytes) for block in blocks)
+
+
+def _rounding_bytes(num_bytes: int) -> int:
+    """The most that torch's allocator leaves unused of the segment in which `num_bytes` lie."""
+    return CUDA_SEGMENT_BYTES if num_bytes >= CUDA_LARGE_BYTES else num_bytes
 
 
 def _has_experts(table: BlockTable) -> bool:
@@ -98,6 +131,13 @@ def _cache_elements(config: Any) -> int:
     if (rope := _first(config, "qk_rope_head_dim", default=0)) and (value := _first(config, "v_head_dim", default=0)):
         return heads * (_first(config, "qk_nope_head_dim", default=head_dim) + rope + value)
     return 2 * key_heads * head_dim
+
+
+def _repeated_elements(config: Any) -> int:
+    """Elements of key and value per token that a layer repeats for all heads, where its kernel does not share them."""
+    heads = _first(config, "num_attention_heads", "n_head", "decoder_attention_heads", default=1)
+    head_dim = _first(config, "head_dim", "kv_channels", default=max(_first(config, "hidden_size", default=heads) // heads, 1))
+    return 2 * heads * head_dim
 
 
 def _state_elements(config: Any) -> int:

@@ -29,6 +29,10 @@ class LayerOutput:
             raise TypeError(f"a decoder layer returned {type(returned).__name__}, neither a tensor nor a tuple")
         return cls(tuple(item if isinstance(item, torch.Tensor) else None for item in returned), bare=False)
 
+    def to(self, device: torch.device) -> "LayerOutput":
+        """Return it on `device`."""
+        return LayerOutput(tuple(None if tensor is None else tensor.to(device) for tensor in self.tensors), self.bare)
+
     def returned(self) -> object:
         """Put it together again, as the layer's caller expects it."""
         return self.tensors[0] if self.bare else self.tensors

@@ -15,7 +15,9 @@ class Residency:
 
     `blocks` is the order of a sweep, a head too large for a slot already in pieces. `working_bytes` is set aside for
     everything else: what stays beside the stream, caches, activations, decoding. Where the device has memory of its own,
-    there are as many slots on the host, and the blocks `on_host` stay there and only cross the bus in every sweep.
+    everything it gets passes through two buffers on the host, and the blocks `on_host` stay there: they cross the bus in every
+    sweep, or are computed with where they are, for which `host_working_bytes` are set aside; reading takes
+    `host_reading_bytes` there.
     """
 
     blocks: tuple[Block, ...]
@@ -24,6 +26,8 @@ class Residency:
     slot_bytes: int
     working_bytes: int
     on_host: frozenset[str] = frozenset()
+    host_working_bytes: int = 0
+    host_reading_bytes: int = 0
 
     @property
     def resident_bytes(self) -> int:
@@ -46,10 +50,18 @@ class Residency:
         return sum(block.loaded_bytes for block in self.blocks if block.name not in self.resident)
 
     @property
+    def buffer_bytes(self) -> int:
+        """Size of a buffer on the host through which blocks go to a device with memory of its own, if they fit."""
+        return self.slot_bytes or max((block.loaded_bytes for block in self.blocks), default=0)
+
+    @property
     def host_bytes(self) -> int:
         """Host memory of the whole stage where the device has memory of its own."""
         kept = sum(block.loaded_bytes for block in self.blocks if block.name in self.on_host)
-        return kept + self.num_slots * self.slot_bytes
+        largest = max((block.loaded_bytes for block in self.blocks), default=0)
+        own_buffer = largest if largest > self.buffer_bytes else 0  # a head that stays, while it is read
+        buffers = own_buffer + (1 + LOOK_AHEAD) * self.buffer_bytes
+        return kept + buffers + self.host_working_bytes + self.host_reading_bytes
 
     def is_laid_out_as(self, other: "Residency") -> bool:
         """Whether the same blocks stay and the others pass through the same slots."""
@@ -57,7 +69,14 @@ class Residency:
 
     @property
     def _layout(self) -> tuple[object, ...]:
-        return self.resident, self.on_host, self.num_slots, self.slot_bytes, [block.name for block in self.blocks]
+        return (
+            self.resident,
+            self.on_host,
+            self.host_working_bytes > 0,
+            self.num_slots,
+            self.slot_bytes,
+            [block.name for block in self.blocks],
+        )
 
     @property
     def total_bytes(self) -> int:
@@ -65,23 +84,32 @@ class Residency:
         return self.working_bytes + self.resident_bytes + self.num_slots * self.slot_bytes
 
 
+@dataclass(frozen=True, slots=True)
+class HostRoom:
+    """What may be taken of the host beside a device with memory of its own, and what reading and computing there take of it."""
+
+    budget_bytes: int
+    reading_bytes: int = 0
+    working_bytes: int = 0
+
+
 def plan_residency(
     blocks: Sequence[Block],
     budget_bytes: int,
     working_bytes: int,
     flag: str = "--host-memory",
-    host_budget_bytes: int | None = None,
+    host: HostRoom | None = None,
 ) -> Residency:
     """Choose what stays within `budget_bytes`, of which `working_bytes` are spoken for.
 
     The set is fixed: a cyclic scan longer than a cache gives least-recently-used replacement no hits at all. The head goes
-    first, then layers, spread evenly so that the disk never rests. `host_budget_bytes` is given where the device has memory
-    of its own: what finds no place there stays on the host as far as that goes. Raises BudgetError, with the least that
-    would do and the `flag` to say it with, when not even one block and its look-ahead fit.
+    first, then layers, spread evenly so that the disk never rests. `host` is given where the device has memory of its own: what
+    finds no place there stays on the host as far as that goes. Raises BudgetError, with the least that would do and the `flag`
+    to say it with, when not even one block and its look-ahead fit.
     """
     everything = Residency(tuple(blocks), frozenset(block.name for block in blocks), 0, 0, working_bytes)
     if everything.total_bytes <= budget_bytes:
-        return everything
+        return everything if host is None else _use_host(everything, replace(host, working_bytes=0))
     layers = [block for block in blocks if block.layer is not None]
     heads = [block for block in blocks if block.layer is None]
     num_slots = 1 + LOOK_AHEAD
@@ -96,30 +124,36 @@ def plan_residency(
     if floor.total_bytes > budget_bytes:
         needed_bytes = min(everything.total_bytes, with_head, floor.total_bytes)
         raise BudgetError("the model", budget_bytes, needed_bytes, flag)
-    resident = _choose(layers, heads, budget_bytes - floor.total_bytes)
+    resident = _choose([*heads, *spread(layers)], budget_bytes - floor.total_bytes)
     plan = replace(floor, resident=resident)
-    return plan if host_budget_bytes is None else _use_host(plan, host_budget_bytes)
+    return plan if host is None else _use_host(plan, host)
 
 
-def _use_host(plan: Residency, budget_bytes: int) -> Residency:
-    """Keep on the host what fits `budget_bytes` there beside the slots."""
-    if plan.host_bytes > budget_bytes:
-        raise BudgetError("reading blocks for the device", budget_bytes, plan.host_bytes)
-    layers = [block for block in plan.streamed if block.layer is not None]
+def _use_host(plan: Residency, host: HostRoom) -> Residency:
+    """Keep on the host what fits there beside the buffers, and beside what computing takes if there is room for that."""
+    plan = replace(plan, host_reading_bytes=host.reading_bytes)
+    if plan.host_bytes > host.budget_bytes:
+        raise BudgetError("reading blocks for the device", host.budget_bytes, plan.host_bytes)
+    if plan.host_bytes + host.working_bytes <= host.budget_bytes:
+        plan = replace(plan, host_working_bytes=host.working_bytes)
     heads = [block for block in plan.streamed if block.layer is None]
-    return replace(plan, on_host=_choose(layers, heads, budget_bytes - plan.host_bytes))
+    layers = spread([block for block in plan.blocks if block.layer is not None])
+    others = [block for block in layers if block.name not in plan.resident]
+    return replace(plan, on_host=_choose([*heads, *others], host.budget_bytes - plan.host_bytes))
 
 
-def _choose(layers: Sequence[Block], heads: Sequence[Block], num_bytes: int) -> frozenset[str]:
+def _choose(blocks: Sequence[Block], num_bytes: int) -> frozenset[str]:
+    """Take from `blocks` what fits, the first ones first."""
     chosen = []
-    for block in (*heads, *_spread(layers)):
+    for block in blocks:
         if block.loaded_bytes <= num_bytes:
             chosen.append(block.name)
             num_bytes -= block.loaded_bytes
     return frozenset(chosen)
 
 
-def _spread(layers: Sequence[Block]) -> list[Block]:
+def spread(layers: Sequence[Block]) -> list[Block]:
     """Order layers so that every beginning of the list is spread evenly over the stack (the bits of the index, reversed)."""
     num_bits = max(len(layers) - 1, 1).bit_length()
-    return sorted(layers, key=lambda block: int(f"{layers.index(block):0{num_bits}b}"[::-1], 2))
+    ordered = sorted(range(len(layers)), key=lambda index: int(f"{index:0{num_bits}b}"[::-1], 2))
+    return [layers[index] for index in ordered]

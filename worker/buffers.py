@@ -38,8 +38,11 @@ class BlockMemory:
 class Buffer(BlockMemory):
     """Page-aligned host memory of `num_bytes` that one block at a time is loaded into.
 
-    It is mapped apart from the heap, so that letting go of it returns every page to the system at once.
+    It is mapped apart from the heap, so that letting go of it returns every page to the system at once. `is_slow` where a card
+    copies from it and it could not be pinned.
     """
+
+    is_slow = False
 
     def __init__(self, num_bytes: int) -> None:
         super().__init__(torch.frombuffer(aligned_memory(num_bytes), dtype=torch.uint8))  # which keeps the mapping

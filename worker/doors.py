@@ -19,6 +19,7 @@ from layermesh.shared.model.blocks import Block
 from layermesh.shared.model.definition import ModelDefinition
 from layermesh.shared.quant.linear import PackedHead
 from layermesh.shared.spans import LayerSpan
+from layermesh.worker.host_layers import HostLayers
 
 
 class StageEnd(BaseException):
@@ -33,14 +34,21 @@ class Forward(greenlet):
 
     `wanted` is the block it waits for, None once it has ended; then `result` is what it returned (the model's outputs, or a
     LayerOutput where the stage ends before the model does) or `failure` what it raised. `cache` is the one its layers were
-    handed, which some families make in the middle of their first call. A trial runs `only` some blocks, the first layer
-    among them, and passes over the others.
+    handed, which some families make in the middle of their first call. The blocks `on_host` come there, not to the device. A
+    trial runs `only` some blocks, the first layer among them, and passes over the others.
     """
 
-    def __init__(self, run: Callable[[], Any], entry: LayerOutput | None, only: Collection[str] | None = None) -> None:
+    def __init__(
+        self,
+        run: Callable[[], Any],
+        entry: LayerOutput | None,
+        on_host: frozenset[str] = frozenset(),
+        only: Collection[str] | None = None,
+    ) -> None:
         super().__init__(self._run_to_end)
         self._forward = run
         self.entry = entry
+        self.on_host = on_host
         self.only = only
         self.output = entry
         self.last_layer = -1
@@ -75,8 +83,9 @@ class Forward(greenlet):
 class Doors:
     """The doors of one stage, in front of the layers and the head of a model definition of its own."""
 
-    def __init__(self, definition: ModelDefinition, span: LayerSpan) -> None:
+    def __init__(self, definition: ModelDefinition, span: LayerSpan, host_layers: HostLayers) -> None:
         self._definition = definition
+        self._host_layers = host_layers
         self._span = span
         self._layers: Mapping[int, Block] = {}
         self._head: Sequence[Block] = ()
@@ -107,12 +116,19 @@ class Doors:
             assert forward.output is not None
             return forward.output.returned()
         forward.pause(self._layers[index])
-        returned = self._forwards[index](*args, **kwargs)
+        returned = self._run_layer(forward, index, args, kwargs)
         if self._span.end < self._definition.num_layers or forward.only is not None:
             forward.output = LayerOutput.of(returned)
             if self._span.end < self._definition.num_layers and index == self._span.end - 1:
                 raise StageEnd(forward.output)
         return returned
+
+    def _run_layer(self, forward: Forward, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        block = self._layers[index]
+        if block.name in forward.on_host:
+            return self._host_layers.run(block, self._forwards[index], forward.cache, args, kwargs)
+        self._host_layers.bring_cache(forward.cache, block)
+        return self._forwards[index](*args, **kwargs)
 
     def _check_order(self, forward: Forward, index: int) -> None:
         if index <= forward.last_layer and len(self._span) < self._definition.num_layers:

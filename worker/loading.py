@@ -36,7 +36,7 @@ class BlockLoader:
         """Begin to load `block` into `buffer` and return at once."""
         route = self._route(block)
         parts = [self._readers.submit(self._fill, piece, buffer) for piece in route.pieces]
-        parts += [self._readers.submit(torch.inference_mode()(job)) for job in self._jobs(block, route.others, buffer)]
+        parts += [self._readers.submit(self._make, job, buffer) for job in self._jobs(block, route.others, buffer)]
         return Loading(parts)
 
     def close(self) -> None:
@@ -73,6 +73,11 @@ class BlockLoader:
     def _fill(self, piece: Extent, buffer: Buffer) -> None:
         buffer.wait_until_free()
         self._files.read_into(piece.path, piece.offset, _memory(buffer.bytes[piece.place : piece.place + piece.num_bytes]))
+
+    @torch.inference_mode()
+    def _make(self, job: Callable[[], None], buffer: Buffer) -> None:
+        buffer.wait_until_free()
+        job()
 
     def _jobs(self, block: Block, recipes: Sequence[Recipe], buffer: Buffer) -> Iterator[Callable[[], None]]:
         tensors = block_tensors(block, buffer.bytes) if recipes else {}
@@ -134,6 +139,11 @@ class Loading:
         """Return when the block is there; raises what its reading raised."""
         for part in self._parts:
             part.result()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the block is there."""
+        return all(part.done() and part.exception() is None for part in self._parts)
 
     def abandon(self) -> None:
         """Cancel what has not begun and wait for the rest, so that the buffer is free for another block."""

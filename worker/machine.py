@@ -25,7 +25,7 @@ def pick_device(name: str | None) -> torch.device:
     Raises ResourceError for one that this machine does not have.
     """
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -34,17 +34,18 @@ def pick_device(name: str | None) -> torch.device:
         raise ResourceError(f"layermesh does not compute on {name!r} yet. Say cpu, cuda or cuda:N.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ResourceError(f"there is no device {name!r} here: torch sees {torch.cuda.device_count()} CUDA devices.")
-    return device
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
 def pick_dtype(stored: torch.dtype | None, device: torch.device) -> torch.dtype:
     """Return what to compute in: the checkpoint's own dtype where `device` does it well, else float32 or float16.
 
-    `stored` is None for quantised checkpoints, whose values only float32 holds exactly.
+    `stored` is None for quantised checkpoints, whose values only float32 holds exactly; cards compute them in half of that, as
+    everybody does there. What is stored in float32 stays so: nobody loses digits unasked.
     """
     if device.type == "cuda":
         native = torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-        return native if stored in (None, torch.bfloat16) else stored
+        return {None: native, torch.bfloat16: native, torch.float16: torch.float16}.get(stored, torch.float32)
     if stored is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return torch.bfloat16
     return torch.float32

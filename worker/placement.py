@@ -12,12 +12,21 @@ from layermesh.worker.buffers import Buffer, LoadedTensors
 class Placement(Protocol):
     """Makes loaded blocks available to the device that computes."""
 
+    @property
+    def keeps_apart(self) -> bool:
+        """Whether what is kept lies elsewhere than in the buffer it came in, which is then free for another block."""
+        ...
+
     def buffer(self, num_bytes: int) -> Buffer:
         """Return memory that a block can be read into."""
         ...
 
     def keep(self, block: Block, buffer: Buffer) -> LoadedTensors:
         """Return the tensors of `block`, which lies in `buffer`, for good."""
+        ...
+
+    def prepare(self, block: Block, buffer: Buffer) -> None:
+        """Begin with what `lend` will take for `block`, which lies in `buffer`, if there is room."""
         ...
 
     def lend(self, block: Block, buffer: Buffer) -> LoadedTensors:
@@ -36,6 +45,8 @@ class Placement(Protocol):
 class HostPlacement:
     """Computes straight from the buffers."""
 
+    keeps_apart = False
+
     def buffer(self, num_bytes: int) -> Buffer:
         """Return ordinary memory."""
         return Buffer(num_bytes)
@@ -43,6 +54,9 @@ class HostPlacement:
     def keep(self, block: Block, buffer: Buffer) -> LoadedTensors:
         """Return views of `buffer`, which keep its memory."""
         return buffer.tensors(block)
+
+    def prepare(self, block: Block, buffer: Buffer) -> None:
+        """Do nothing: what was read is ready."""
 
     def lend(self, block: Block, buffer: Buffer) -> LoadedTensors:
         """Return views of `buffer`."""
@@ -55,10 +69,24 @@ class HostPlacement:
         """Do nothing: there is no other memory than the buffers."""
 
 
+def bus_rate(device: torch.device, budget_bytes: int) -> float | None:
+    """Return the bytes per second that reach `device`, measured within the budget; None if its memory is the host's."""
+    if device.type == "cpu":
+        return None
+    from layermesh.worker.bus import MEASURED_BYTES, measure_bus
+    from layermesh.worker.card import CudaCard
+
+    card = CudaCard(device)
+    rate = measure_bus(card, max(min(MEASURED_BYTES, budget_bytes // 4), 1))
+    card.give_back()
+    return rate
+
+
 def place_on(device: torch.device, residency: Residency) -> Placement:
     """Return the placement for what `residency` streams to `device`."""
     if device.type == "cpu":
         return HostPlacement()
+    from layermesh.worker.card import CudaCard
     from layermesh.worker.cuda import DevicePlacement
 
-    return DevicePlacement(device, residency.num_slots, residency.slot_bytes)
+    return DevicePlacement(CudaCard(device), residency.num_slots, residency.slot_bytes)

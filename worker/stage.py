@@ -11,24 +11,27 @@ from layermesh.shared.footprint import Footprint, SequenceSize
 from layermesh.shared.frames import Failure, Frame, LayerOutput, Logits, Outcome, SessionId
 from layermesh.shared.model.blocks import Block, BlockTable
 from layermesh.shared.model.definition import ModelDefinition
-from layermesh.shared.residency import Residency, plan_residency
+from layermesh.shared.residency import HostRoom, Residency, plan_residency
 from layermesh.shared.spans import LayerSpan
+from layermesh.shared.units import format_bytes
 from layermesh.worker.binding import Binder
 from layermesh.worker.buffers import Buffer, block_tensors
 from layermesh.worker.doors import Doors, Forward
 from layermesh.worker.files import FileReader
+from layermesh.worker.host_layers import HostLayers
 from layermesh.worker.loading import BlockLoader
 from layermesh.worker.lookups import RowLookup
-from layermesh.worker.placement import place_on
+from layermesh.worker.out_of_memory import OUT_OF_MEMORY, is_out_of_memory, minding_memory
+from layermesh.worker.placement import bus_rate, place_on
 from layermesh.worker.sessions import Session
-from layermesh.worker.streaming import Streamer
+from layermesh.worker.streaming import Remains, Streamer
 from layermesh.worker.sweep import sweep
 
 Watcher = Callable[[Block], None]
 
-_OUT_OF_MEMORY = (
-    "this machine ran out of memory while the model computed. Allow it less (--host-memory, --device-memory), shorten the "
-    "prompt, or close other programs."
+_UNPINNED = (
+    "the system lets no more memory be pinned: {} from which the card is fed are ordinary memory, and copies from there are "
+    "slower. A smaller --host-memory may help."
 )
 
 
@@ -62,14 +65,16 @@ class Stage:
         self._host_budget_bytes = host_budget_bytes
         self._blocks = stage_blocks(table, span, definition.num_layers)
         self._rest = table.rest
-        self._footprint = Footprint.of(definition, span, table)
+        self._footprint = Footprint.of(definition, span, table, device.type)
         self._binder = Binder(definition.model)
         self._loader = BlockLoader(self.files)
         self._sessions: dict[SessionId, Session] = {}
         self._reserved: dict[SessionId, SequenceSize] = {}
         self._streamer: Streamer | None = None
         try:
-            self._load_rest(table)
+            with minding_memory():
+                self.host_layers = HostLayers(definition, self._blocks, device, bus_rate(device, budget_bytes))
+                self._load_rest(table)
         except BaseException:
             self.close()
             raise
@@ -79,13 +84,19 @@ class Stage:
 
         What is resident stays so as far as the budget allows. Raises BudgetError where it does not allow the session.
         """
-        sizes = [*(other for name, other in self._reserved.items() if name != session), size]
-        working_bytes = self._footprint.working_bytes(*sizes)
-        if self.residency is None or self.residency.working_bytes < working_bytes:
-            self._lay_out(
-                plan_residency(self._blocks, self._budget_bytes, working_bytes, self._budget_flag, self._host_budget_bytes)
-            )
+        residency = self.plan(*(other for name, other in self._reserved.items() if name != session), size)
+        if self.residency is None or self.residency.working_bytes < residency.working_bytes:
+            with minding_memory():
+                self._lay_out(residency)
         self._reserved[session] = size
+
+    def plan(self, *sizes: SequenceSize) -> Residency:
+        """Return where blocks would live with sessions of these sizes aboard. Raises BudgetError."""
+        footprint, host_budget_bytes = self._footprint, self._host_budget_bytes
+        host = None
+        if host_budget_bytes is not None:
+            host = HostRoom(host_budget_bytes, footprint.reading_bytes, footprint.host_working_bytes(*sizes))
+        return plan_residency(self._blocks, self._budget_bytes, footprint.working_bytes(*sizes), self._budget_flag, host)
 
     def forward(self, frames: Sequence[Frame]) -> list[Outcome]:
         """Run one sweep for `frames`, each of another session, and return what each becomes, in order.
@@ -97,16 +108,21 @@ class Stage:
         assert self.residency is not None, "reserve comes before forward"
         assert self._streamer is not None
         self._admit(frames)
+        on_host = self.host_layers.choose(self.residency, sum(len(frame.token_ids) for frame in frames))
+        self._streamer.host_computed = on_host
         try:
             with torch.inference_mode():
-                forwards = [Forward(partial(self._run, frame), frame.hidden) for frame in frames]
+                entries = [frame.hidden and frame.hidden.to(self.device) for frame in frames]
+                forwards = [
+                    Forward(partial(self._run, frame), entry, on_host) for frame, entry in zip(frames, entries, strict=True)
+                ]
                 sweep(forwards, self.residency.blocks, self._streamer, self._binder, self.watcher)
                 outcomes = [self._finish(frame, forward) for frame, forward in zip(frames, forwards, strict=True)]
         except BaseException as error:  # they are somewhere between two tokens, from where they cannot go on
             for frame in frames:
                 self.release(frame.session)
-            if _is_out_of_memory(error):
-                raise ResourceError(_OUT_OF_MEMORY) from error
+            if is_out_of_memory(error):
+                raise ResourceError(OUT_OF_MEMORY) from error
             raise
         return outcomes
 
@@ -141,6 +157,12 @@ class Stage:
         """Host memory that blocks pass through on their way to another device."""
         return 0 if self.residency is None else self.residency.host_bytes
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the user should know about how it goes."""
+        num_bytes = 0 if self._streamer is None else self._streamer.num_unpinned_bytes
+        return (_UNPINNED.format(format_bytes(num_bytes)),) if num_bytes else ()
+
     def unbind(self, blocks: Iterable[Block]) -> None:
         """Let modules go of `blocks`, so that their memory goes too."""
         for block in blocks:
@@ -151,22 +173,32 @@ class Stage:
         self._sessions.clear()
         self._reserved.clear()
         self.unbind(() if self.residency is None else self.residency.blocks)
-        if self._streamer is not None:
-            self._streamer.close()
-        self._loader.close()
-        self.files.close()
+        self._binder.unbind(self._rest)
+        try:
+            if self._streamer is not None:
+                self._streamer.close()
+        finally:
+            self._loader.close()
+            self.files.close()
 
     def _lay_out(self, residency: Residency) -> None:
         self._measure()
         if self._streamer is None or self.residency is None or not residency.is_laid_out_as(self.residency):
-            streamer = Streamer(residency, self._loader, place_on(self.device, residency))
-            if self._streamer is not None and self.residency is not None:
-                streamer.succeed(self._streamer)
-                self.unbind(block for block in self.residency.blocks if block.name not in residency.resident)
-            self._streamer = streamer
+            remains = self._close_streamer(residency)
+            self._streamer = Streamer(residency, self._loader, place_on(self.device, residency), remains)
             by_layer = {block.layer: block for block in residency.blocks if block.layer is not None}
             self._doors.lead_to(by_layer, [block for block in residency.blocks if block.layer is None])
         self.residency = residency
+
+    def _close_streamer(self, residency: Residency) -> Remains | None:
+        """Make room for another layout, and return what of the present one stays in place."""
+        streamer, self._streamer = self._streamer, None
+        if streamer is None:
+            return None
+        if self.residency is not None:
+            self.unbind(block for block in self.residency.blocks if block.name not in residency.resident)
+        self.residency = None
+        return streamer.hand_over(residency)
 
     def _load_rest(self, table: BlockTable) -> None:
         buffer = Buffer(self._rest.loaded_bytes)
@@ -180,7 +212,7 @@ class Stage:
                 module._buffers.update(  # those of the blocks come with them
                     {name: buffer.to(self.device) for name, buffer in computed.items() if not buffer.is_meta}
                 )
-        self._doors = Doors(self._definition, self.span)
+        self._doors = Doors(self._definition, self.span, self.host_layers)
 
     def _admit(self, frames: Sequence[Frame]) -> None:
         """Begin the sessions that are new, after a check that each frame comes when it should."""
@@ -221,8 +253,8 @@ class Stage:
         if isinstance(error, LayermeshError):
             return error
         ours: LayermeshError = ModelError(f"{type(self._definition.model).__name__} failed at token {frame.position}: {error}")
-        if _is_out_of_memory(error):
-            ours = ResourceError(_OUT_OF_MEMORY)
+        if is_out_of_memory(error):
+            ours = ResourceError(OUT_OF_MEMORY)
         ours.__cause__ = error
         return ours
 
@@ -233,11 +265,6 @@ class Stage:
         held = self.residency.resident_bytes + self.residency.num_slots * self.residency.slot_bytes
         caches = sum(session.cache_bytes for session in self._sessions.values())
         self._peak_bytes = max(self._peak_bytes, self._rest.loaded_bytes + held + caches)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    # torch's allocator for the CPU has no exception of its own
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def stage_blocks(table: BlockTable, span: LayerSpan, num_layers: int) -> tuple[Block, ...]:

@@ -1,8 +1,8 @@
 """The stream of blocks past the device: read, stage, release."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from layermesh.shared.model.blocks import Block
 from layermesh.shared.residency import LOOK_AHEAD, Residency
@@ -18,25 +18,49 @@ class _Present:
     buffer: Buffer
     loading: Loading | None
 
+    @property
+    def is_read(self) -> bool:
+        """Whether all of it is in the buffer."""
+        return self.loading is None or self.loading.is_done
+
+
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """What a streamer leaves to the one after it: tensors placed on the device, buffers of blocks that stay on the host."""
+
+    placed: Mapping[str, LoadedTensors] = field(default_factory=dict)
+    on_host: Mapping[str, Buffer] = field(default_factory=dict)
+
 
 class Streamer:
     """Holds each block while it is needed, and reads the next ones meanwhile.
 
     Blocks resident on the device are read at their first use and stay there; those resident on the host stay in buffers of
-    their own, from where the placement lends them. The others share the slots of the residency plan: as soon as one is
-    released, its slot takes the next block of the sweep, round and round.
+    their own, from where the placement lends them, or are computed with right there if they are among `host_computed`. The
+    others share the slots of the residency plan: as soon as one is released, its slot takes the next block of the sweep, round
+    and round. `remains` are an earlier streamer's.
     """
 
-    def __init__(self, residency: Residency, loader: BlockLoader, placement: Placement) -> None:
+    def __init__(
+        self,
+        residency: Residency,
+        loader: BlockLoader,
+        placement: Placement,
+        remains: Remains | None = None,
+    ) -> None:
+        remains = remains or Remains()
+        self.host_computed: frozenset[str] = frozenset()
         self._blocks = residency.blocks
         self._resident = residency.resident
         self._on_host = residency.on_host
         self._position = {block.name: index for index, block in enumerate(self._blocks)}
         self._loader = loader
         self._placement = placement
-        self._present: dict[str, _Present] = {}
-        self._placed: dict[str, LoadedTensors] = {}  # of blocks resident on the device
-        self._slots = [placement.buffer(residency.slot_bytes) for _ in range(residency.num_slots)]
+        self._present = {name: _Present(buffer, None) for name, buffer in remains.on_host.items()}
+        self._placed = dict(remains.placed)  # of blocks resident on the device
+        self._slot_bytes = residency.buffer_bytes if placement.keeps_apart else residency.slot_bytes
+        num_slots = 1 + LOOK_AHEAD if placement.keeps_apart else residency.num_slots
+        self._slots = [] if self._is_settled else [placement.buffer(self._slot_bytes) for _ in range(num_slots)]
 
     @contextmanager
     def hold(self, block: Block) -> Iterator[LoadedTensors]:
@@ -53,18 +77,32 @@ class Streamer:
         """Whether the tensors that `hold` gives of `block` are valid for as long as the streamer is."""
         return block.name in self._placed
 
-    def succeed(self, earlier: "Streamer") -> None:
-        """Take over what `earlier` has placed and what is resident here too, and close it."""
-        self._placed |= {name: tensors for name, tensors in earlier._placed.items() if name in self._resident}
-        earlier.close()
+    @property
+    def num_unpinned_bytes(self) -> int:
+        """Bytes of buffers that should have been pinned and could not be."""
+        buffers = {id(buffer): buffer for buffer in (*self._slots, *(present.buffer for present in self._present.values()))}
+        return sum(buffer.num_bytes for buffer in buffers.values() if buffer.is_slow)
+
+    def hand_over(self, residency: Residency) -> Remains:
+        """Close it, and return what of its blocks stays where it is by `residency`, for a streamer that comes after it.
+
+        That one is made afterwards: there may not be memory for the slots of both.
+        """
+        placed = {name: tensors for name, tensors in self._placed.items() if name in residency.resident}
+        read = {name: present.buffer for name, present in self._present.items() if present.loading is None}
+        kept = {name: buffer for name, buffer in read.items() if name in self._on_host & residency.on_host}
+        self.close()
+        return Remains(placed, kept)
 
     def close(self) -> None:
         """Stop reading and let go of all memory."""
         for name in list(self._present):
             self._forget(name)
-        self._placement.close()
         self._placed.clear()
-        self._slots.clear()
+        try:
+            self._placement.close()
+        finally:
+            self._slots.clear()
 
     @property
     def _free(self) -> list[Buffer]:
@@ -77,7 +115,9 @@ class Streamer:
             self._make_room(block)
             self._start(block)
         self._look_ahead(block)
-        return self._place(block)
+        tensors = self._place(block)
+        self._prepare_next(block)
+        return tensors
 
     def _place(self, block: Block) -> LoadedTensors:
         """Wait until the block is in its buffer and return its tensors on the device."""
@@ -87,11 +127,26 @@ class Streamer:
         if present.loading is not None:
             present.loading.wait()
             present.loading = None
+        if block.name in self.host_computed:
+            return present.buffer.tensors(block)
         if block.name not in self._resident:
             return self._placement.lend(block, present.buffer)
         self._placed[block.name] = self._placement.keep(block, present.buffer)
         del self._present[block.name]
+        if self._is_settled:
+            self._slots.clear()
         return self._placed[block.name]
+
+    def _prepare_next(self, block: Block) -> None:
+        """Have the next block that is lent set out for the device, if it has been read, while this one computes."""
+        position = self._position[block.name]
+        others = (*self._blocks[position + 1 :], *self._blocks[:position])
+        for following in others:
+            if following.name not in self._placed and following.name not in self.host_computed:
+                present = self._present.get(following.name)
+                if present is not None and present.is_read and following.name not in self._resident:
+                    self._placement.prepare(following, present.buffer)
+                return
 
     def _release(self, block: Block) -> None:
         """Let go of the block: one that streams, or that could not be read and may be tried again."""
@@ -110,7 +165,7 @@ class Streamer:
 
     def _look_ahead(self, block: Block) -> None:
         """Start to read what comes after `block`: the next blocks, and for every free slot the next one that streams."""
-        if len(self._placed) == len(self._blocks):
+        if self._is_settled:
             return
         position = self._position[block.name]
         for distance in range(1, len(self._blocks)):
@@ -131,4 +186,10 @@ class Streamer:
             self._forget([name for name, present in self._present.items() if present.buffer in self._slots][-1])
 
     def _has_own_buffer(self, block: Block) -> bool:
-        return block.name in self._resident or block.name in self._on_host
+        passes_through = self._placement.keeps_apart and block.loaded_bytes <= self._slot_bytes
+        return block.name in self._on_host or (block.name in self._resident and not passes_through)
+
+    @property
+    def _is_settled(self) -> bool:
+        """Whether all blocks are on the device and stay there."""
+        return len(self._placed) == len(self._blocks)

@@ -118,7 +118,7 @@ def build_block_table(
     checkpoint: Checkpoint,
     definition: ModelDefinition,
     *,
-    fast_path: bool = True,
+    fast_path: bool = False,
     treatment: Callable[[str], object] = lambda _name: None,
 ) -> BlockTable:
     """Divide the parameters of a model into blocks, and compute its buffers that no checkpoint holds.

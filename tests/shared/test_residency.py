@@ -10,7 +10,7 @@ from layermesh.shared.checkpoints.tensors import StoredTensor
 from layermesh.shared.errors import BudgetError
 from layermesh.shared.model.blocks import Block, BlockTensor
 from layermesh.shared.model.recipes import Conversion, Copy
-from layermesh.shared.residency import plan_residency
+from layermesh.shared.residency import HostRoom, plan_residency
 
 COLUMNS = 16
 ROW_BYTES = COLUMNS * 4
@@ -125,3 +125,32 @@ def test_a_head_too_large_comes_in_pieces_of_a_slot():
     assert [piece.rows for piece in plan.blocks if piece.layer is None] == [
         (start, min(start + 64, 500)) for start in range(0, 500, 64)
     ]
+
+
+@given(models(), BUDGETS, BUDGETS, WORKING)
+def test_a_plan_with_a_host_beside_the_device_stays_within_both_budgets(blocks, more_bytes, host_bytes, working_bytes):
+    budget_bytes = needed(blocks, working_bytes) + more_bytes
+    with pytest.raises(BudgetError) as refusal:
+        plan_residency(blocks, budget_bytes, working_bytes, host=HostRoom(0))
+    least = refusal.value.needed_bytes
+    if host_bytes < least:
+        with pytest.raises(BudgetError, match="--host-memory"):
+            plan_residency(blocks, budget_bytes, working_bytes, host=HostRoom(host_bytes))
+        host_bytes = least
+    plan = plan_residency(blocks, budget_bytes, working_bytes, host=HostRoom(host_bytes, working_bytes=1000))
+    alone = plan_residency(blocks, budget_bytes, working_bytes)
+    assert (plan.resident, plan.num_slots, plan.total_bytes) == (alone.resident, alone.num_slots, alone.total_bytes)
+    assert plan.host_bytes <= host_bytes
+    assert not plan.resident & plan.on_host
+    assert plan.bus_bytes == sum(entry.loaded_bytes for entry in plan.blocks if entry.name not in plan.resident)
+    assert {entry.name for entry in plan.streamed} == {entry.name for entry in plan.blocks} - plan.resident - plan.on_host
+
+
+def test_what_stays_on_the_device_passes_through_buffers_on_the_host():
+    blocks = [block(f"layer {i}", i, 100) for i in range(4)] + [block("head", None, 500)]
+    everything = plan_residency(blocks, 900 * ROW_BYTES, 0, host=HostRoom(1000 * ROW_BYTES))
+    with pytest.raises(BudgetError):
+        plan_residency(blocks, 900 * ROW_BYTES, 0, host=HostRoom(1000 * ROW_BYTES, reading_bytes=1))
+    assert (everything.num_slots, everything.buffer_bytes, everything.host_bytes) == (0, 500 * ROW_BYTES, 1000 * ROW_BYTES)
+    some = plan_residency(blocks, 800 * ROW_BYTES, 0, host=HostRoom(700 * ROW_BYTES))
+    assert (some.resident, some.buffer_bytes, some.host_bytes) == ({"head", "layer 0"}, 100 * ROW_BYTES, 700 * ROW_BYTES)

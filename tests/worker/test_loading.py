@@ -173,3 +173,30 @@ def test_closing_ends_the_threads():
     loader.close()
     loader.close()
     assert not any(thread.name.startswith("layermesh-reader") for thread in threading.enumerate())
+
+
+class Busy(Buffer):
+    """A buffer that something is still copied from."""
+
+    def __init__(self, num_bytes):
+        super().__init__(num_bytes)
+        self.free = threading.Event()
+
+    def wait_until_free(self):
+        assert self.free.wait(10)
+
+
+@pytest.mark.parametrize("computed", [torch.float32, torch.bfloat16], ids=["read in place", "converted"])
+def test_nothing_is_written_to_a_buffer_that_is_in_use(loader, tmp_path, computed):
+    save_file({"matrix": torch.ones(300, 70)}, tmp_path / "x.safetensors")
+    block = block_of(tmp_path / "x.safetensors", computed)
+    buffer = Busy(block.loaded_bytes)
+    loading_block = loader.start(block, buffer)
+    with pytest.raises(TimeoutError):
+        loading_block._parts[0].result(0.1)
+    assert not loading_block.is_done
+    assert not buffer.bytes.any()
+    buffer.free.set()
+    loading_block.wait()
+    assert loading_block.is_done
+    assert torch.equal(buffer.tensors(block)["matrix"], torch.ones(300, 70, dtype=computed))

@@ -24,6 +24,31 @@ def test_the_cpu_computes_in_float32_what_is_not_bfloat16(stored):
     assert pick_dtype(stored, CPU) is torch.float32
 
 
+@pytest.mark.parametrize(
+    ("capability", "stored", "computed"),
+    [
+        ((8, 0), torch.bfloat16, torch.bfloat16),
+        ((7, 5), torch.bfloat16, torch.float16),
+        ((8, 9), None, torch.bfloat16),
+        ((7, 5), None, torch.float16),
+        ((9, 0), torch.float16, torch.float16),
+        ((9, 0), torch.float32, torch.float32),
+        ((9, 0), torch.float64, torch.float32),
+    ],
+    ids=str,
+)
+def test_cards_compute_in_what_they_do_well(monkeypatch, capability, stored, computed):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    assert pick_dtype(stored, torch.device("cuda", 0)) is computed
+
+
+@pytest.mark.parametrize(("name", "index"), [(None, 0), ("cuda", 0), ("cuda:1", 1)])
+def test_cards_have_a_number(monkeypatch, name, index):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device(name) == torch.device("cuda", index)
+
+
 def test_free_memory_leaves_some():
     assert 0 < free_memory(CPU) < psutil.virtual_memory().available
 

@@ -3,6 +3,7 @@ import json
 import shutil
 import threading
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -396,3 +397,17 @@ def test_the_footprint_counts_caches_rows_and_chunks(llama):
     assert half.working_bytes(short) < whole.working_bytes(short)
     assert whole.working_bytes(two) > whole.working_bytes(short)
     assert whole.rest_bytes == table.rest.loaded_bytes
+
+
+def test_the_footprint_on_a_card_counts_its_libraries_and_what_its_allocator_rounds_up(llama):
+    definition, table = open_model(llama)
+    span, size = LayerSpan(0, 4), SequenceSize(100, 1)
+    there, here = Footprint.of(definition, span, table, "cuda"), Footprint.of(definition, span, table)
+    more = there.working_bytes(size) - here.working_bytes(size)
+    assert there.device_bytes < more
+    assert there.device_bytes >= sum(block.loaded_bytes for block in table.stream) + (60 << 20)
+    scratch = replace(here, scratch_bytes=1000), replace(there, scratch_bytes=1000)  # conversions take it where they run
+    assert scratch[0].working_bytes(size) == here.working_bytes(size) + 1000
+    assert scratch[1].working_bytes(size) == there.working_bytes(size)
+    assert scratch[1].reading_bytes == there.reading_bytes + 1000
+    assert here.host_working_bytes(size, size) - here.host_working_bytes(size) == here.cache_bytes_per_token * 100
