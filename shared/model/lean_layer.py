@@ -42,23 +42,24 @@ class Turner:
     """Rotates heads by the phases of their positions; one for all layers, which get the same phases one after the other."""
 
     def __init__(self) -> None:
-        self._sin: torch.Tensor | None = None
-        self._signed: torch.Tensor | None = None
+        self._phases: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._cos = self._sin = torch.empty(0)  # of these phases, as heads are multiplied with them
 
-    def turn(self, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        """Return `heads`, `[1, tokens, heads, head_dim]`, turned by `cos` and `sin`, `[1, tokens, turned]`."""
-        width = cos.shape[-1]
+    def turn(self, heads: torch.Tensor, phases: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """Return `heads`, `[1, tokens, heads, head_dim]`, turned by a cosine and a sine, each `[1, tokens, turned]`."""
+        if self._phases is not phases:
+            self._prepare(phases)
+        width = self._cos.shape[-1]
         if width < heads.shape[-1]:
-            return torch.cat((self.turn(heads[..., :width], cos, sin), heads[..., width:]), dim=-1)
-        swapped = heads.roll(width // 2, dims=-1)
-        return torch.addcmul(heads * cos.unsqueeze(2), swapped, self._signed_sin(sin))
+            return torch.cat((self.turn(heads[..., :width], phases), heads[..., width:]), dim=-1)
+        return torch.addcmul(heads * self._cos, heads.roll(width // 2, dims=-1), self._sin)
 
-    def _signed_sin(self, sin: torch.Tensor) -> torch.Tensor:
-        """The sine with the sign that the swapped halves take, `[1, tokens, 1, turned]`."""
-        if self._sin is not sin or self._signed is None:
-            first, second = sin.chunk(2, dim=-1)
-            self._sin, self._signed = sin, torch.cat((-first, second), dim=-1).unsqueeze(2)
-        return self._signed
+    def _prepare(self, phases: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """Give the sine the signs that the halves take once they are swapped."""
+        first, second = phases[1].chunk(2, dim=-1)
+        self._phases = phases
+        self._cos = phases[0].unsqueeze(2)  # [1, tokens, 1, turned]
+        self._sin = torch.cat((-first, second), dim=-1).unsqueeze(2)
 
 
 class LeanLayer(nn.Module):
@@ -104,7 +105,7 @@ class LeanLayer(nn.Module):
     ) -> torch.Tensor:
         """Return the hidden states behind the layer, `[1, tokens, hidden]`."""
         assert position_embeddings is not None
-        query, key, value = self._heads(self._norm(hidden_states, self.input_layernorm.weight), *position_embeddings)
+        query, key, value = self._heads(self._norm(hidden_states, self.input_layernorm.weight), position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         hidden_states = hidden_states + self.o_proj.forward(self._attend(query, key, value, attention_mask, kwargs))
@@ -113,10 +114,13 @@ class LeanLayer(nn.Module):
         return hidden_states + added
 
     def _norm(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return torch.rms_norm(hidden, weight.shape, weight, self.shape.epsilon)
+        if hidden.numel() > weight.numel() or not hidden.is_cpu:
+            return torch.rms_norm(hidden, weight.shape, weight, self.shape.epsilon)
+        length = torch.linalg.vector_norm(hidden, dtype=torch.float32).item()  # of one token: four small kernels, not ten
+        return hidden * (length * length / weight.numel() + self.shape.epsilon) ** -0.5 * weight
 
     def _heads(
-        self, normed: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+        self, normed: torch.Tensor, phases: tuple[torch.Tensor, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return queries, keys and values, each `[1, heads, tokens, head_dim]`, the first two turned to their positions."""
         heads = self.qkv.forward(normed).view(*normed.shape[:-1], -1, self.shape.head_dim)  # [1, tokens, heads, head_dim]
@@ -125,7 +129,7 @@ class LeanLayer(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             query, key = torch.split(looking, sizes, dim=2)
             looking = torch.cat((self._norm(query, self.q_norm.weight), self._norm(key, self.k_norm.weight)), dim=2)
-        query, key = torch.split(self.turner.turn(looking, cos, sin).transpose(1, 2), sizes, dim=1)
+        query, key = torch.split(self.turner.turn(looking, phases).transpose(1, 2), sizes, dim=1)
         return query, key, heads[:, :, sum(sizes) :].transpose(1, 2)
 
     def _attend(

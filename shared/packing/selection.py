@@ -21,11 +21,10 @@ _ROUTERS: Final = frozenset({"gate", "router", "shared_expert_gate", "wg"})  # a
 _MOST_EXPERTS: Final = 1024
 # Small models suffer more from 4 bits, and some matrices more than others (stories15M: 90.3 % the same choice of token with all
 # in 4 bits, 92.1 with the values of the attention in 8, 94.2 with all of these).
-SMALL_MODEL: Final = 500_000_000  # weights in its layers; above that only the values, 2 % of a usual layer, take 8 bits
-_SENSITIVE: Final = frozenset({"v_proj"})
-_SENSITIVE_IF_SMALL: Final = _SENSITIVE | {
-    "o_proj", "down_proj", "qkv_proj", "out_proj", "dense_4h_to_h", "c_proj", "fc2", "w2", "wo",
-}  # fmt: skip
+SMALL_MODEL: Final = 500_000_000  # weights in its layers
+_SENSITIVE_IF_SMALL: Final = frozenset({
+    "v_proj", "o_proj", "down_proj", "qkv_proj", "out_proj", "dense_4h_to_h", "c_proj", "fc2", "w2", "wo",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +68,7 @@ def select(definition: ModelDefinition, table: BlockTable, request: PackRequest)
 def sensitive_modules(definition: ModelDefinition) -> frozenset[str]:
     """Return the last names of the linear layers that take 8 bits in any case."""
     small = sum(parameter.numel() for parameter in definition.layers.parameters()) < SMALL_MODEL
-    return _SENSITIVE_IF_SMALL if small else _SENSITIVE
+    return _SENSITIVE_IF_SMALL if small else frozenset()
 
 
 def block_bytes(block: Block, forms: dict[str, QuantForm]) -> int:

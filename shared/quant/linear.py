@@ -44,7 +44,9 @@ class QuantLinear(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return `[..., out_features]` for `[..., in_features]`, in the same dtype."""
-        made = multiply(inputs, self.packed, self.scales, self.form, self.tile)[..., : self.out_features]
+        made = multiply(inputs, self.packed, self.scales, self.form, self.tile)
+        if made.shape[-1] != self.out_features:
+            made = made[..., : self.out_features]
         return made if self.bias is None else made + self.bias
 
     def extra_repr(self) -> str:

@@ -16,6 +16,7 @@ MANY_ROWS: Final = (
     80  # from here on unpacking pays (one core with AVX512-BF16: 6.3 against 7.1 ms at 64, 9.5 against 8.3 at 96)
 )
 UNPACKED_BYTES: Final = 4 << 20  # of weights that are unpacked at a time, twice
+_KERNEL: Final = torch.ops.aten._weight_int4pack_mm_for_cpu.default
 _PLAIN_BYTES: Final = 16 << 20  # the same in float32 where there is no kernel
 _CUDA_BYTES: Final = 256 << 20
 
@@ -27,6 +28,9 @@ def multiply(inputs: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, f
     bfloat16 with float32 sums.
     """
     rows = inputs.reshape(-1, inputs.shape[-1])
+    if len(rows) == 1 and form.bits == 4 and tile == kernel_tile() and inputs.dtype is torch.bfloat16 and inputs.is_cpu:
+        one: torch.Tensor = _KERNEL(rows, packed, form.group, scales)  # a token of decoding: nothing between it and the kernel
+        return one.view(*inputs.shape[:-1], -1)
     if inputs.device.type != "cpu" or tile != kernel_tile():
         made = _multiply_plainly(rows, packed, scales, form, tile)
     elif len(rows) < MANY_ROWS:
@@ -57,7 +61,7 @@ def _multiply_many(rows: torch.Tensor, packed: torch.Tensor, scales: torch.Tenso
         end = min(start + step, len(packed))
         part = weights[: columns * (end - start)].view(columns, end - start)
         _unpack_transposed(packed[start:end], scales[:, start:end], form, tile, part)
-        products[:, start:end] = torch.matmul(rows, part)
+        torch.mm(rows, part, out=products[:, start:end])
     return products
 
 
@@ -101,5 +105,5 @@ def _num_tiles(columns: int, tile: int) -> int:
 
 
 def _kernel(rows: torch.Tensor, packed: torch.Tensor, group: int, scales: torch.Tensor) -> torch.Tensor:
-    made: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, packed, group, scales)
+    made: torch.Tensor = _KERNEL(rows, packed, group, scales)
     return made

@@ -4,6 +4,7 @@ A tile is stored column by column; each byte has a row of the tile's first half 
 further down in the high one.
 """
 
+from functools import cache
 from typing import Final
 
 import torch
@@ -12,6 +13,7 @@ KERNEL_TILES: Final = {"AVX512": 64, "AVX2": 32}
 _USUAL_TILE: Final = 64
 
 
+@cache
 def kernel_tile() -> int | None:
     """Return the rows per tile that this processor's int4 kernel reads; None where it has no fast one."""
     return KERNEL_TILES.get(torch.backends.cpu.get_cpu_capability())
