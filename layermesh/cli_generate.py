@@ -59,7 +59,7 @@ class _Watcher:
         check_interrupt()
         if self._line is None:
             return
-        if block.layer == 0:
+        if block.layer == 0 and block.module is None:
             self._sweep += 1
         place = block.name if block.layer is None else f"layer {block.layer + 1}/{self._num_layers}"
         elapsed = max(time.monotonic() - self._began, 1e-3)

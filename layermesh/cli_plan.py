@@ -1,6 +1,6 @@
 """`layermesh plan`: what a model would take, before it runs."""
 
-from itertools import groupby
+from collections.abc import Sequence
 
 from layermesh.local import LocalModel
 from layermesh.shared.model.blocks import Block
@@ -53,18 +53,36 @@ def _describe(block: Block, residency: Residency) -> dict[str, object]:
 
 
 def _rows(residency: Residency) -> list[str]:
-    """One line for each run of blocks that are alike."""
+    """One line for each run of layers that are alike; layers in pieces take a line for each kind of piece that lives alike."""
+    kinds: dict[tuple[object, ...], list[Block]] = {}
+    run = 0
+    for block, before in zip(residency.blocks, (None, *residency.blocks), strict=False):
+        likeness = (_kind(block), _where(block, residency), block.stored_bytes, block.loaded_bytes)
+        if likeness[0] is None and before is not None and (block.layer is None, *likeness) != _likeness(before, residency):
+            run += 1
+        kinds.setdefault((*likeness, run if likeness[0] is None else None), []).append(block)
+    return [_row(blocks, residency) for blocks in kinds.values()]
 
-    def likeness(block: Block) -> tuple[bool, str, int, int]:
-        return block.layer is None, _where(block, residency), block.stored_bytes, block.loaded_bytes
 
-    rows = []
-    for (_, where, stored, loaded), alike in groupby(residency.blocks, key=likeness):
-        blocks = list(alike)
-        name = blocks[0].name if len(blocks) == 1 else f"{blocks[0].name} to {blocks[-1].name}"
-        each = f"  × {len(blocks)}" if len(blocks) > 1 else ""
-        rows.append(f"{name:<24}{format_bytes(stored):>10}{format_bytes(loaded):>12}   {where}{each}")
-    return rows
+def _likeness(block: Block, residency: Residency) -> tuple[object, ...]:
+    return block.layer is None, _kind(block), _where(block, residency), block.stored_bytes, block.loaded_bytes
+
+
+def _kind(block: Block) -> str | None:
+    """What a piece of a layer is called in every layer; None for anything that is no piece."""
+    if block.is_core:
+        return "core"
+    return None if block.module is None else block.module.partition(f".{block.layer}.")[2]
+
+
+def _row(blocks: Sequence[Block], residency: Residency) -> str:
+    first, kind = blocks[0], _kind(blocks[0])
+    name = first.name if len(blocks) == 1 else f"{first.name} to {blocks[-1].name}"
+    if kind is not None:
+        name = f"layers: {kind}"
+    each = f"  × {len(blocks)}" if len(blocks) > 1 else ""
+    sizes = f"{format_bytes(first.stored_bytes):>10}{format_bytes(first.loaded_bytes):>12}"
+    return f"{name:<24}{sizes}   {_where(first, residency)}{each}"
 
 
 def _where(block: Block, residency: Residency) -> str:

@@ -5,8 +5,10 @@ from dataclasses import dataclass, replace
 
 from layermesh.shared.errors import BudgetError
 from layermesh.shared.model.blocks import Block, split_head
+from layermesh.shared.model.pieces import split_layer
 
 LOOK_AHEAD = 1  # blocks being read while one computes
+MOST_SLOTS = 1 / 16  # of the memory that layers could stay in; where buffers for whole layers take more, they come in pieces
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,11 @@ def plan_residency(
     heads = [block for block in blocks if block.layer is None]
     num_slots = 1 + LOOK_AHEAD
     slot_bytes = max((block.loaded_bytes for block in layers), default=0)
+    in_pieces = None
+    if _needs_pieces(num_slots * slot_bytes, budget_bytes - working_bytes, host):
+        in_pieces = _floor_in_pieces(layers, heads, working_bytes)
+        if in_pieces is not None and in_pieces.total_bytes <= budget_bytes:
+            return _fill(in_pieces, budget_bytes, host)
     head_bytes = sum(block.loaded_bytes for block in heads)
     with_head = working_bytes + num_slots * slot_bytes + head_bytes
     if heads and with_head > budget_bytes:
@@ -122,11 +129,39 @@ def plan_residency(
     ordered = (*layers, *heads)
     floor = Residency(ordered, frozenset(), num_slots, slot_bytes, working_bytes)
     if floor.total_bytes > budget_bytes:
-        needed_bytes = min(everything.total_bytes, with_head, floor.total_bytes)
+        floors = [everything.total_bytes, with_head, floor.total_bytes]
+        needed_bytes = min([*floors, in_pieces.total_bytes] if in_pieces is not None else floors)
         raise BudgetError("the model", budget_bytes, needed_bytes, flag)
-    resident = _choose([*heads, *spread(layers)], budget_bytes - floor.total_bytes)
-    plan = replace(floor, resident=resident)
+    return _fill(floor, budget_bytes, host)
+
+
+def _fill(floor: Residency, budget_bytes: int, host: HostRoom | None) -> Residency:
+    """Let stay what fits beside what `floor` takes: the head, then layers or their pieces from all over the stack."""
+    heads = [block for block in floor.blocks if block.layer is None]
+    layers = [block for block in floor.blocks if block.layer is not None and not block.is_core]
+    chosen = _choose([*heads, *spread(layers)], budget_bytes - floor.total_bytes)
+    plan = replace(floor, resident=floor.resident | chosen)
     return plan if host is None else _use_host(plan, host)
+
+
+def _needs_pieces(slots_bytes: int, room_bytes: int, host: HostRoom | None) -> bool:
+    """Whether buffers for whole layers would take much of the memory that layers could stay in.
+
+    Beside a device with memory of its own they are divided only where they do not fit at all: the host computes whole ones.
+    """
+    return slots_bytes > room_bytes * (MOST_SLOTS if host is None else 1)
+
+
+def _floor_in_pieces(layers: Sequence[Block], heads: Sequence[Block], working_bytes: int) -> Residency | None:
+    """The least that runs with layers in pieces, of which only the cores stay; None where no layer can be divided."""
+    pieces = [piece for block in layers for piece in split_layer(block)]
+    if len(pieces) == len(layers):
+        return None
+    slot_bytes = max(piece.loaded_bytes for piece in pieces if not piece.is_core)
+    heads = [piece for block in heads for piece in split_head(block, slot_bytes)]
+    slot_bytes = max(slot_bytes, *(block.loaded_bytes for block in heads), 0)
+    cores = frozenset(piece.name for piece in pieces if piece.is_core)
+    return Residency((*pieces, *heads), cores, 1 + LOOK_AHEAD, slot_bytes, working_bytes)
 
 
 def _use_host(plan: Residency, host: HostRoom) -> Residency:

@@ -89,6 +89,8 @@ class Doors:
         self._span = span
         self._layers: Mapping[int, Block] = {}
         self._head: Sequence[Block] = ()
+        self._pieces: Mapping[str, Block] = {}
+        self._doored: set[str] = set()  # linear layers with a door of their own
         self._forwards: list[Any] = [layer.forward for layer in definition.layers]
         for index, layer in enumerate(definition.layers):
             layer.forward = partial(self._pass_layer, index)
@@ -97,10 +99,21 @@ class Doors:
             self._project = self._projection.forward
             self._projection.forward = self._pass_head
 
-    def lead_to(self, layers: Mapping[int, Block], head: Sequence[Block]) -> None:
-        """Set the block behind the door of each layer, and the pieces of the head; none if it is resident elsewhere."""
-        self._layers = layers
-        self._head = head
+    def lead_to(self, blocks: Sequence[Block]) -> None:
+        """Set the blocks behind the doors: of each layer, or its core and its pieces, and of the head or its pieces."""
+        self._layers = {block.layer: block for block in blocks if block.layer is not None and block.module is None}
+        self._pieces = {block.module: block for block in blocks if block.module is not None}
+        self._head = [block for block in blocks if block.layer is None]
+        for name in self._pieces.keys() - self._doored:
+            module = self._definition.model.get_submodule(name)
+            module.forward = partial(self._pass_piece, name, module.forward)
+            self._doored.add(name)
+
+    def _pass_piece(self, name: str, forward: Any, *args: Any, **kwargs: Any) -> Any:
+        piece = self._pieces.get(name)
+        if piece is not None:
+            _current().pause(piece)
+        return forward(*args, **kwargs)
 
     def _pass_layer(self, index: int, *args: Any, **kwargs: Any) -> Any:
         forward = _current()

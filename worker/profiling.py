@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 
 from layermesh.shared.errors import CheckpointError, LayermeshError
 from layermesh.shared.frames import Frame, SessionId
@@ -31,34 +32,30 @@ def measure_profile(stage: Stage) -> Profile:
     """
     residency = stage.residency
     assert residency is not None
-    layers = [block for block in residency.blocks if block.layer is not None]
+    by_layer = groupby(residency.blocks, key=lambda block: block.layer)
+    layers = [list(blocks) for layer, blocks in by_layer if layer is not None]  # each whole, or in pieces
     heads = [block for block in residency.blocks if block.layer is None and block.name in residency.resident]
     with _loading() as loader:
         reading = _sample(layers, NUM_LAYERS)
-        load_seconds = _load(loader, reading, stage)
+        load_seconds = _load(loader, [block for block in reading if not block.is_core], stage)
         try:
-            return _measure(stage, loader, layers, heads, reading, load_seconds)
+            return _measure(stage, loader, layers, heads, load_seconds)
         except CheckpointError:
             raise
         except LayermeshError:  # a family whose layers do not run without each other
-            return Profile(load_seconds / _stored_bytes(reading), FALLBACK_SECONDS / reading[0].loaded_bytes, 0.0)
+            return Profile(load_seconds / _stored_bytes(reading), FALLBACK_SECONDS / _loaded_bytes(layers[0]), 0.0)
 
 
 def _measure(
-    stage: Stage,
-    loader: BlockLoader,
-    layers: Sequence[Block],
-    heads: Sequence[Block],
-    reading: Sequence[Block],
-    load_seconds: float,
+    stage: Stage, loader: BlockLoader, layers: Sequence[Sequence[Block]], heads: Sequence[Block], load_seconds: float
 ) -> Profile:
-    fitting = _sample(layers, 2)
-    one = _time(stage, loader, [*fitting[:1], *heads], streaming=False)
+    first, fitting, reading = _sample(layers, 1), _sample(layers, 2), _sample(layers, NUM_LAYERS)
+    one = _time(stage, loader, [*first, *heads], streaming=False)
     both = _time(stage, loader, [*fitting, *heads], streaming=False)
     per_byte = both / _loaded_bytes([*fitting, *heads])
-    if len(fitting) > 1 and both > one:
-        per_byte = min((both - one) / _loaded_bytes(fitting[1:]), per_byte)
-    outside = max(one - per_byte * _loaded_bytes([*fitting[:1], *heads]), 0)
+    if len(layers) > 1 and both > one:
+        per_byte = min((both - one) / (_loaded_bytes(fitting) - _loaded_bytes(first)), per_byte)
+    outside = max(one - per_byte * _loaded_bytes([*first, *heads]), 0)
     computing = per_byte * _loaded_bytes(reading)
     together = _time(stage, loader, reading, streaming=True) - outside
     load_seconds += max(together - max(load_seconds, computing), 0)
@@ -82,12 +79,12 @@ def _time(stage: Stage, loader: BlockLoader, blocks: Sequence[Block], *, streami
 
 
 def _streamer(stage: Stage, loader: BlockLoader, blocks: Sequence[Block], *, streaming: bool) -> Streamer:
-    assert stage.residency is not None
-    names = frozenset(block.name for block in blocks)
-    slot_bytes = max(block.loaded_bytes for block in blocks) if streaming else 0
-    num_slots = 2 if streaming else 0
-    residency = Residency(tuple(blocks), frozenset() if streaming else names, num_slots, slot_bytes, 0)
-    return Streamer(residency, loader, place_on(stage.device, residency))
+    residency = stage.residency
+    assert residency is not None
+    names = frozenset(block.name for block in blocks if block.is_core or not streaming)
+    slots = (max(residency.num_slots, 2), max(block.loaded_bytes for block in blocks)) if streaming else (0, 0)
+    trial = Residency(tuple(blocks), names, *slots, 0)
+    return Streamer(trial, loader, place_on(stage.device, trial))
 
 
 def reading_seconds(stage: Stage, blocks: Sequence[Block], most_bytes: int) -> tuple[int, float]:
@@ -132,11 +129,12 @@ def _loading() -> Iterator[BlockLoader]:
         files.close()
 
 
-def _sample(blocks: Sequence[Block], num_blocks: int) -> list[Block]:
-    """Return `num_blocks` from all over `blocks`, the first among them, or all where there are fewer."""
-    if len(blocks) <= num_blocks:
-        return list(blocks)
-    return [blocks[number * (len(blocks) - 1) // (num_blocks - 1)] for number in range(num_blocks)]
+def _sample(layers: Sequence[Sequence[Block]], num_layers: int) -> list[Block]:
+    """Return the blocks of `num_layers` from all over the stack, the first among them, or of all where there are fewer."""
+    if num_layers >= len(layers):
+        return [block for layer in layers for block in layer]
+    step = (len(layers) - 1) / max(num_layers - 1, 1)
+    return [block for number in range(num_layers) for block in layers[int(number * step)]]
 
 
 def _loaded_bytes(blocks: Sequence[Block]) -> int:

@@ -186,8 +186,7 @@ class Stage:
         if self._streamer is None or self.residency is None or not residency.is_laid_out_as(self.residency):
             remains = self._close_streamer(residency)
             self._streamer = Streamer(residency, self._loader, place_on(self.device, residency), remains)
-            by_layer = {block.layer: block for block in residency.blocks if block.layer is not None}
-            self._doors.lead_to(by_layer, [block for block in residency.blocks if block.layer is None])
+            self._doors.lead_to(residency.blocks)
         self.residency = residency
 
     def _close_streamer(self, residency: Residency) -> Remains | None:

@@ -139,6 +139,8 @@ class Streamer:
 
     def _prepare_next(self, block: Block) -> None:
         """Have the next block that is lent set out for the device, if it has been read, while this one computes."""
+        if self._is_settled or not self._placement.keeps_apart:
+            return
         position = self._position[block.name]
         others = (*self._blocks[position + 1 :], *self._blocks[:position])
         for following in others:

@@ -31,10 +31,12 @@ def sweep(
             block = _next(waiting, order, position)
             if watcher is not None:
                 watcher(block)
-            with streamer.hold(block) as tensors, binder.bound(block, tensors, lasting=streamer.stays(block)):
-                for forward in waiting:
-                    if forward.wanted is block:
-                        forward.advance()
+            with streamer.hold(block) as tensors:
+                lasting = streamer.stays(block) and block.rows is None  # pieces of a head take turns in the same place
+                with binder.bound(block, tensors, lasting=lasting):
+                    for forward in waiting:
+                        if forward.wanted is block:
+                            forward.advance()
             position = order[block.name] + 1
     finally:
         for forward in forwards:

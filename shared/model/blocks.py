@@ -14,6 +14,7 @@ from layermesh.shared.model.definition import ModelDefinition, compute_buffers
 from layermesh.shared.model.lean import make_lean, make_lean_as_stored
 from layermesh.shared.model.packed import packed_recipes, quantise_definition
 from layermesh.shared.model.recipes import Conversion, Copy, Recipe, as_recipes, find_recipes, is_ignored
+from layermesh.shared.model.separable import separable_modules
 from layermesh.shared.model.stored_quants import quantised_recipes
 from layermesh.shared.quant.linear import packed_names
 
@@ -37,6 +38,11 @@ class BlockTensor:
     offset: int
 
     @property
+    def module(self) -> str | None:
+        """The dotted name of the module whose own it is; None where several share it."""
+        return self.names[0].rpartition(".")[0] if len(self.names) == 1 else None
+
+    @property
     def num_bytes(self) -> int:
         """Size in the buffer, without padding."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
@@ -47,7 +53,8 @@ class Block:
     """One entry of the weight stream: the parameters that come and go together.
 
     `layer` is the number of the decoder layer, None for anything else. `rows` is the part of the output projection that a
-    piece of the head computes.
+    piece of the head computes, `module` the dotted name of the linear layer that a piece of a layer is. `modules` are those
+    that could be pieces, in order; `is_core` tells what is left of a layer without them, which is small and always stays.
     """
 
     name: str
@@ -55,6 +62,9 @@ class Block:
     tensors: tuple[BlockTensor, ...]
     recipes: tuple[Recipe, ...] = field(repr=False)
     rows: tuple[int, int] | None = None
+    module: str | None = None
+    modules: tuple[str, ...] = ()
+    is_core: bool = False
 
     @property
     def loaded_bytes(self) -> int:
@@ -299,7 +309,13 @@ class _Sorter:
             offset = _aligned(offset + tensor.num_bytes)
             tensors.append(tensor)
             recipes |= {id(recipe): recipe for recipe in self.recipes_of[key]}
-        return Block(name, layer, tuple(tensors), tuple(recipes.values()))
+        return Block(name, layer, tuple(tensors), tuple(recipes.values()), modules=self._modules(layer))
+
+    def _modules(self, layer: int | None) -> tuple[str, ...]:
+        if layer is None:
+            return ()
+        inside = separable_modules(self.definition.layers[layer])
+        return tuple(f"{self.definition.layers_path}.{layer}.{name}" for name in inside)
 
     def _file_position(self, name: str) -> tuple[str, int]:
         recipe = self.recipes_of[name][0]

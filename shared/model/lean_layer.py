@@ -117,7 +117,8 @@ class LeanLayer(nn.Module):
         if hidden.numel() > weight.numel() or not hidden.is_cpu:
             return torch.rms_norm(hidden, weight.shape, weight, self.shape.epsilon)
         length = torch.linalg.vector_norm(hidden, dtype=torch.float32).item()  # of one token: four small kernels, not ten
-        return hidden * (length * length / weight.numel() + self.shape.epsilon) ** -0.5 * weight
+        scale: float = (length * length / weight.numel() + self.shape.epsilon) ** -0.5
+        return hidden * scale * weight
 
     def _heads(
         self, normed: torch.Tensor, phases: tuple[torch.Tensor, torch.Tensor]

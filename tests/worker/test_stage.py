@@ -13,6 +13,7 @@ from layermesh.coordinator.pipeline import Pipeline
 from layermesh.shared.errors import BudgetError, CheckpointError, MeshError, ModelError, ResourceError
 from layermesh.shared.footprint import Footprint, SequenceSize
 from layermesh.shared.frames import Failure, Frame, LayerOutput, Logits
+from layermesh.shared.model.blocks import split_head
 from layermesh.shared.spans import LayerSpan
 from layermesh.worker.stage import Stage
 from tests.architectures.runs import answer_greedily, difference, streaming_pipeline
@@ -411,3 +412,24 @@ def test_the_footprint_on_a_card_counts_its_libraries_and_what_its_allocator_rou
     assert scratch[1].working_bytes(size) == there.working_bytes(size)
     assert scratch[1].reading_bytes == there.reading_bytes + 1000
     assert here.host_working_bytes(size, size) - here.host_working_bytes(size) == here.cache_bytes_per_token * 100
+
+
+def test_pieces_of_a_head_that_stay_are_each_computed_with(tiny):
+    """They hang in the same place one after the other, resident or not."""
+    from layermesh.shared.residency import Residency
+
+    scores = []
+    for divided in (False, True):
+        with opened(tiny("llama"), budget_bytes=PLENTY) as stage:
+            if divided:
+                head = stage._blocks[-1]
+                pieces = split_head(head, head.loaded_bytes // 2)
+                assert len(pieces) > 1
+                blocks = (*stage._blocks[:-1], *pieces)
+                stage._lay_out(Residency(blocks, frozenset(block.name for block in blocks), 0, 0, 0))
+            frame = first_frame("first", [5, 6, 7])
+            for _ in range(3):
+                (logits,) = stage.forward([frame])
+                frame = next_frame(frame, 9)
+            scores.append(logits.scores)
+    assert torch.allclose(scores[0], scores[1], atol=1e-6)
