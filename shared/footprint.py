@@ -1,9 +1,10 @@
 """How much memory a model's caches and activations take, estimated from its configuration."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from layermesh.shared.model.blocks import BlockTable
+from layermesh.shared.model.blocks import LARGE_BYTES, NUM_READERS, PAGE_BYTES, Block, BlockTable
 from layermesh.shared.model.definition import ModelDefinition
 from layermesh.shared.quant.linear import QuantLinear
 from layermesh.shared.quant.multiplying import unpacking_bytes
@@ -63,7 +64,7 @@ class Footprint:
         return cls(
             rest_bytes=table.rest.loaded_bytes,
             scratch_bytes=max(block.scratch_bytes for block in blocks),
-            decoding_bytes=DECODING_BYTES if any(block.needs_decoding for block in blocks) else 0,
+            decoding_bytes=_reading_bytes(blocks),
             kernel_bytes=_unpacking_bytes(definition)
             + (EXPERT_KERNEL_BYTES if itemsize < ACCUMULATION_BYTES and _has_experts(table) else 0),
             cache_bytes_per_token=per_layer * (len(span) + 1),  # growing copies one layer at a time
@@ -110,6 +111,14 @@ def _cuda_bytes(table: BlockTable, span: LayerSpan) -> int:
 def _rounding_bytes(num_bytes: int) -> int:
     """The most that torch's allocator leaves unused of the segment in which `num_bytes` lie."""
     return CUDA_SEGMENT_BYTES if num_bytes >= CUDA_LARGE_BYTES else num_bytes
+
+
+def _reading_bytes(blocks: Sequence[Block]) -> int:
+    """What the readers take of their own: to decode in, and for what cannot be read in place."""
+    decoding = DECODING_BYTES if any(block.needs_decoding for block in blocks) else 0
+    misplaced = [block.read_bytes for block in blocks if block.is_misplaced and block.stored_bytes >= LARGE_BYTES]
+    bounced = max(misplaced) + PAGE_BYTES if misplaced else 0
+    return decoding + NUM_READERS * bounced
 
 
 def _has_experts(table: BlockTable) -> bool:

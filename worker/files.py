@@ -18,7 +18,7 @@ from layermesh.shared.model.blocks import PAGE_BYTES
 from layermesh.worker.buffers import aligned_memory
 from layermesh.worker.page_cache import is_cached
 
-BOUNCE_BYTES: Final = 1 << 20  # what a thread reads at a time where file and memory lie differently; fits a core's cache
+BOUNCE_BYTES: Final = (4 << 20) + PAGE_BYTES  # most that a thread reads at a time where file and memory lie differently
 DIRECT_BYTES: Final = 1 << 16  # smaller reads go through the page cache
 _F_NOCACHE: Final = 48  # macOS, fcntl.h
 
@@ -172,7 +172,7 @@ _bounce = threading.local()
 
 
 def _read_bounced(descriptor: int, offset: int, target: "np.ndarray[tuple[int], np.dtype[np.uint8]]") -> int:
-    """Read whole pages into memory of this thread's own, and copy what is wanted while it is still in the core's cache."""
+    """Read whole pages into memory of this thread's own, of which only as much is taken as was ever read, and copy them."""
     memory: memoryview | None = getattr(_bounce, "memory", None)
     if memory is None:
         memory = _bounce.memory = memoryview(aligned_memory(BOUNCE_BYTES))

@@ -10,15 +10,12 @@ import torch
 
 from layermesh.shared.checkpoints.decoding import decode
 from layermesh.shared.checkpoints.tensors import StoredTensor, as_matrix, stored_rows
-from layermesh.shared.model.blocks import Block
+from layermesh.shared.model.blocks import NUM_READERS, READ_BYTES, Block
 from layermesh.shared.model.recipes import Conversion, Copy, Recipe
 from layermesh.worker.buffers import Buffer, block_tensors
 from layermesh.worker.extents import Extent, find_extents
 from layermesh.worker.files import FileReader
 
-NUM_READERS = 8
-READ_BYTES = 4 << 20  # one read; several in flight keep a solid-state disk busy
-LEAST_READ_BYTES = 1 << 18  # what a small block's reads may shrink to, so that every reader has one
 STAGING_BYTES = 1 << 20  # what a reader decodes at a time
 SCATTERED_BYTES = 1 << 18  # the same for rows that are put in place one by one, by way of a decoded copy
 
@@ -65,8 +62,7 @@ class BlockLoader:
         route = self._routes.get(block.name)
         if route is None or route.block is not block:
             extents, others = find_extents(block)
-            size = min(max(block.stored_bytes // NUM_READERS, LEAST_READ_BYTES), READ_BYTES)
-            route = _Route(block, [piece for extent in extents for piece in extent.pieces(size)], others)
+            route = _Route(block, [piece for extent in extents for piece in extent.pieces(block.read_bytes)], others)
             self._routes[block.name] = route
         return route
 

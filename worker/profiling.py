@@ -49,7 +49,9 @@ def measure_profile(stage: Stage) -> Profile:
 def _measure(
     stage: Stage, loader: BlockLoader, layers: Sequence[Sequence[Block]], heads: Sequence[Block], load_seconds: float
 ) -> Profile:
-    first, fitting, reading = _sample(layers, 1), _sample(layers, 2), _sample(layers, NUM_LAYERS)
+    assert stage.residency is not None
+    num_fitting = min(max(stage.residency.resident_bytes // _loaded_bytes(layers[0]), 2), NUM_LAYERS)
+    first, fitting, reading = _sample(layers, 1), _sample(layers, num_fitting), _sample(layers, NUM_LAYERS)
     one = _time(stage, loader, [*first, *heads], streaming=False)
     both = _time(stage, loader, [*fitting, *heads], streaming=False)
     per_byte = both / _loaded_bytes([*fitting, *heads])

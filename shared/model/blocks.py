@@ -18,7 +18,9 @@ from layermesh.shared.model.separable import separable_modules
 from layermesh.shared.model.stored_quants import quantised_recipes
 from layermesh.shared.quant.linear import packed_names
 
-CONVERSIONS_AT_ONCE = 4  # the readers that load a block
+NUM_READERS = 8  # that load a block
+READ_BYTES = 4 << 20  # one read; several in flight keep a solid-state disk busy
+LEAST_READ_BYTES = 1 << 18  # what a small block's reads may shrink to, so that every reader has one
 ALIGNMENT = 64  # bytes; what torch's own allocations keep to, and kernels may round differently off it
 PAGE_BYTES = 4096  # what reads past the page cache keep to, in the file and in memory
 LARGE_BYTES = 1 << 20  # blocks from this size on are laid out to be read in place, for which some room goes unused
@@ -80,7 +82,17 @@ class Block:
     def scratch_bytes(self) -> int:
         """Memory that conversions take beside the buffer while the block is loaded."""
         largest = sorted((self._conversion_bytes(recipe) for recipe in self.recipes), reverse=True)
-        return sum(largest[:CONVERSIONS_AT_ONCE])
+        return sum(largest[:NUM_READERS])
+
+    @property
+    def read_bytes(self) -> int:
+        """Most bytes of it that are read at a time."""
+        return min(max(self.stored_bytes // NUM_READERS, LEAST_READ_BYTES), READ_BYTES)
+
+    @property
+    def is_misplaced(self) -> bool:
+        """Whether some of it lies in its file where it cannot be read in place from."""
+        return any(source.offset % ALIGNMENT for source in self._sources())
 
     @property
     def needs_decoding(self) -> bool:

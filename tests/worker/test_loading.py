@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from layermesh.shared.checkpoints.safetensors_header import read_header
 from layermesh.shared.errors import CheckpointError
+from layermesh.shared.model import blocks
 from layermesh.shared.model.blocks import PAGE_BYTES, Block, BlockTensor
 from layermesh.shared.model.recipes import Conversion, Copy
 from layermesh.worker import loading
@@ -22,9 +23,9 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 @pytest.fixture
 def loader():
     files = FileReader()
-    blocks = BlockLoader(files)
-    yield blocks
-    blocks.close()
+    loader = BlockLoader(files)
+    yield loader
+    loader.close()
     files.close()
 
 
@@ -70,8 +71,14 @@ def test_blocks_are_what_safetensors_reads_cast(loader, tmp_path, stored, comput
 
 @pytest.mark.parametrize("num_bytes", [1, 100, 4096], ids="reads of {}".format)
 def test_pieces_of_any_size_make_the_same_block(loader, tmp_path, monkeypatch, num_bytes):
-    for name in ("READ_BYTES", "LEAST_READ_BYTES", "STAGING_BYTES", "SCATTERED_BYTES"):
-        monkeypatch.setattr(loading, name, num_bytes)
+    for module, name in (
+        (blocks, "READ_BYTES"),
+        (blocks, "LEAST_READ_BYTES"),
+        (loading, "READ_BYTES"),
+        (loading, "STAGING_BYTES"),
+        (loading, "SCATTERED_BYTES"),
+    ):
+        monkeypatch.setattr(module, name, num_bytes)
     tensors = {"a": torch.randn(50, 30), "b": torch.randn(7)}
     save_file(tensors, tmp_path / "x.safetensors")
     for dtype in DTYPES:
@@ -147,8 +154,8 @@ class Gate(FileReader):
 
 
 def test_an_abandoned_load_reads_no_more_and_leaves_the_buffer_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "READ_BYTES", PAGE_BYTES)
-    monkeypatch.setattr(loading, "LEAST_READ_BYTES", PAGE_BYTES)
+    monkeypatch.setattr(blocks, "READ_BYTES", PAGE_BYTES)
+    monkeypatch.setattr(blocks, "LEAST_READ_BYTES", PAGE_BYTES)
     save_file({"m": torch.randn(4000, 25)}, tmp_path / "x.safetensors")
     block = block_of(tmp_path / "x.safetensors", torch.float32)
     files = Gate()
