@@ -6,7 +6,7 @@ from dataclasses import replace
 from layermesh.shared.model.blocks import ALIGNMENT, PAGE_BYTES, Block, BlockTensor
 from layermesh.shared.model.recipes import Conversion
 
-LEAST_BYTES = 8 << 20  # smaller layers stay whole: every piece costs a door
+LEAST_BYTES = 64 << 20  # smaller layers stay whole: small pieces leave the disk idle between them
 MOST_CORE = 1 / 16  # of a layer, that may be left over when its linear layers are taken out
 
 

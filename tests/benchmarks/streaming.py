@@ -23,7 +23,7 @@ from tests.benchmarks.peers.models import qwen2_1_5b, weight_files
 from tests.benchmarks.peers.page_cache import drop
 
 RESULTS = Path(__file__).parent / "results"
-ROUNDS = 4
+ROUNDS = 3
 NUM_NEW = 6
 LEAST_SHARE = 0.90
 MOST_FIRST = 1.2
