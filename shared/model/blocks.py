@@ -87,7 +87,7 @@ class Block:
     @property
     def read_bytes(self) -> int:
         """Most bytes of it that are read at a time."""
-        return min(max(self.stored_bytes // NUM_READERS, LEAST_READ_BYTES), READ_BYTES)
+        return min(max(self.stored_bytes // (2 * NUM_READERS), LEAST_READ_BYTES), READ_BYTES)
 
     @property
     def is_misplaced(self) -> bool:
