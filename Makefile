@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt
 
-.PHONY: demo test test-gpu lint architectures bench bench-alone bench-peers bench-gpu clean
+.PHONY: demo test test-gpu lint protos architectures bench bench-alone bench-peers bench-gpu clean
 
 demo: $(VENV)/installed  ## stream an answer of the default model through a small memory budget
 	$(BIN)/layermesh generate "Explain in three sentences why the sky is blue." --host-memory 100MB --temperature 0
@@ -19,6 +19,9 @@ lint: $(VENV)/installed-dev  ## formatting, style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+protos: $(VENV)/installed-dev  ## the Python of protos/mesh.proto, to be committed with it
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. layermesh/protos/mesh.proto
 
 architectures: $(VENV)/installed-dev  ## every causal LM that transformers knows, against plain transformers
 	$(BIN)/python -m tests.architectures.table
