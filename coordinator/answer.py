@@ -40,14 +40,29 @@ class StreamFigures(Record):
 
 
 @dataclass(frozen=True)
+class HopFigures(Record):
+    """Medians over the last tokens at one worker: seconds in its layers, and in its queue before that."""
+
+    worker: str
+    computed_seconds: float
+    waited_seconds: float
+
+
+@dataclass(frozen=True)
 class Timings(Record):
-    """How long things took; `decode_tokens_per_second` leaves out the first token, None where there was no other."""
+    """How long things took; `decode_tokens_per_second` leaves out the first token, None where there was no other.
+
+    `hops` are the workers of the route, in order; `network_seconds` is the median of what a token spends between machines, None
+    where this one was alone.
+    """
 
     load_seconds: float
     time_to_first_token_seconds: float
     decode_seconds: float
     decode_tokens_per_second: float | None
     total_seconds: float
+    hops: tuple[HopFigures, ...] = ()
+    network_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

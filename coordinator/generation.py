@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 import torch
 
-from layermesh.coordinator.pipeline import Pipeline
+from layermesh.coordinator.pipeline import Line
 from layermesh.shared.frames import Frame, Logits, SessionId
 
 FinishReason = Literal["stop", "length"]
@@ -61,11 +61,17 @@ class Answering:
 
     def next_frame(self) -> Frame:
         """Return the tokens to run next."""
-        if self._position < len(self._prompt_ids):
-            token_ids = self._prompt_ids[self._position : self._position + self._chunk_tokens]
-        else:
-            token_ids = (self.token_ids[-1],)
-        return Frame(self.session, 0, self._step, self._position, token_ids)
+        return self.next_frames()[0]
+
+    def next_frames(self) -> list[Frame]:
+        """Return the calls that can follow each other now: what is left of the prompt, or one token."""
+        if self._position >= len(self._prompt_ids):
+            return [Frame(self.session, 0, self._step, self._position, (self.token_ids[-1],))]
+        starts = range(self._position, len(self._prompt_ids), self._chunk_tokens)
+        return [
+            Frame(self.session, 0, self._step + number, start, self._prompt_ids[start : start + self._chunk_tokens])
+            for number, start in enumerate(starts)
+        ]
 
     def accept(self, frame: Frame, logits: Logits) -> int | None:
         """Take the logits of `frame` and return the new token; None while the prompt goes on."""
@@ -82,14 +88,14 @@ class Answering:
         return token_id
 
 
-def generate(pipeline: Pipeline, answering: Answering) -> Iterator[int]:
+def generate(line: Line, answering: Answering) -> Iterator[int]:
     """Yield the token ids of an answer as they are made; the session is released whatever happens."""
     try:
         while answering.finish_reason is None:
-            frame = answering.next_frame()
-            (logits,) = pipeline.sweep([frame])
-            token_id = answering.accept(frame, logits)
-            if token_id is not None:
-                yield token_id
+            frames = answering.next_frames()
+            for frame, logits in zip(frames, line.run(frames), strict=True):
+                token_id = answering.accept(frame, logits)
+                if token_id is not None:
+                    yield token_id
     finally:
-        pipeline.release(answering.session)
+        line.release(answering.session)

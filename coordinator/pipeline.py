@@ -1,6 +1,7 @@
 """The stages of a model in a row."""
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from layermesh.shared.footprint import SequenceSize
@@ -32,20 +33,31 @@ class Hop(Protocol):
         ...
 
 
-class Pipeline:
-    """Passes frames from hop to hop, from the first layer to the logits."""
+class Line(ABC):
+    """All layers of a model, in this process or on several machines."""
 
-    def __init__(self, hops: Sequence[Hop]) -> None:
-        starts = [hop.span.start for hop in hops]
-        ends = [hop.span.end for hop in hops]
-        if not hops or starts != [0, *ends[:-1]]:
-            raise ValueError(f"hops must follow each other from layer 0 on, not {[str(hop.span) for hop in hops]}")
-        self._hops = tuple(hops)
+    def __init__(self) -> None:
+        self.sessions: set[SessionId] = set()
 
     def reserve(self, session: SessionId, size: SequenceSize) -> None:
-        """Make room on every hop for a session of `size` beside those there are; `release` gives it back."""
-        for hop in self._hops:
-            hop.reserve(session, size)
+        """Make room for a session of `size` beside those there are; `release` gives it back. Raises BudgetError."""
+        self._reserve(session, size)
+        self.sessions.add(session)
+
+    def release(self, session: SessionId) -> None:
+        """Forget a session."""
+        self.sessions.discard(session)
+        self._release(session)
+
+    @abstractmethod
+    def _reserve(self, session: SessionId, size: SequenceSize) -> None: ...
+
+    @abstractmethod
+    def _release(self, session: SessionId) -> None: ...
+
+    @abstractmethod
+    def try_sweep(self, frames: Sequence[Frame]) -> list[Logits | Failure]:
+        """Run `frames`, each of another session, through all layers and return what became of each, in order."""
 
     def sweep(self, frames: Sequence[Frame]) -> list[Logits]:
         """Run `frames`, each of another session, through all layers and return their logits in order.
@@ -59,6 +71,27 @@ class Pipeline:
             logits.append(outcome)
         return logits
 
+    def run(self, frames: Sequence[Frame]) -> Iterator[Logits]:
+        """Run the calls of one session, one after the other, and yield their logits."""
+        for frame in frames:
+            yield from self.sweep([frame])
+
+
+class Pipeline(Line):
+    """Passes frames from hop to hop in this process, from the first layer to the logits."""
+
+    def __init__(self, hops: Sequence[Hop]) -> None:
+        starts = [hop.span.start for hop in hops]
+        ends = [hop.span.end for hop in hops]
+        if not hops or starts != [0, *ends[:-1]]:
+            raise ValueError(f"hops must follow each other from layer 0 on, not {[str(hop.span) for hop in hops]}")
+        super().__init__()
+        self._hops = tuple(hops)
+
+    def _reserve(self, session: SessionId, size: SequenceSize) -> None:
+        for hop in self._hops:
+            hop.reserve(session, size)
+
     def try_sweep(self, frames: Sequence[Frame]) -> list[Logits | Failure]:
         """Run `frames`, each of another session, through all layers and return what became of each, in order."""
         ended: dict[SessionId, Logits | Failure] = {}
@@ -69,7 +102,6 @@ class Pipeline:
             ended |= {outcome.session: outcome for outcome in outcomes if not isinstance(outcome, Frame)}
         return [ended[frame.session] for frame in frames]
 
-    def release(self, session: SessionId) -> None:
-        """Forget a session on every hop."""
+    def _release(self, session: SessionId) -> None:
         for hop in self._hops:
             hop.release(session)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from layermesh.coordinator.boarding import Boarding
 from layermesh.coordinator.generation import Answering
-from layermesh.coordinator.pipeline import Pipeline
+from layermesh.coordinator.pipeline import Line
 from layermesh.shared.errors import LayermeshError
 from layermesh.shared.frames import Failure, Frame, Logits
 
@@ -35,7 +35,7 @@ class Together:
     which it is never asked for without anybody aboard to return. It raises what that prompt can be blamed for.
     """
 
-    def __init__(self, pipeline: Pipeline, boarding: Boarding, board: Board) -> None:
+    def __init__(self, pipeline: Line, boarding: Boarding, board: Board) -> None:
         self.num_sweeps = 0
         self._pipeline = pipeline
         self._boarding = boarding

@@ -22,7 +22,7 @@ class Berths:
         try:
             if self._taken and not self._pays(size):
                 return False
-            self._local.pipeline.reserve(session, size)
+            self._local.line.reserve(session, size)
         except BudgetError:
             if self._taken:
                 return False

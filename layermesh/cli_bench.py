@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from layermesh.coordinator.plan import predict
 from layermesh.coordinator.record import Record
 from layermesh.local import LocalModel
 from layermesh.mesh import LayerMesh
+from layermesh.shared.prediction import predict
 from layermesh.shared.units import format_bytes, format_seconds
 from layermesh.terminal import note, print_json
 from layermesh.worker.profiling import measure_profile, reading_seconds

@@ -17,6 +17,8 @@ def print_answer(mesh: LayerMesh, prompt: Prompt, settings: GenerationSettings, 
     line = StatusLine()
     watcher = _Watcher(mesh, None if quiet else line)
     mesh.local.stage.watcher = watcher.block
+    mesh.local.on_wait = watcher.wait
+    mesh.local.on_progress = watcher.prepare
     shown = harmless if sys.stdout.isatty() else str
     ended = True
     try:
@@ -49,11 +51,26 @@ class _Watcher:
 
     def __init__(self, mesh: LayerMesh, line: StatusLine | None) -> None:
         self.num_tokens = 0
-        self._files = mesh.local.stage.files
+        self._local = mesh.local
+        self._preparing: dict[str, str] = {}
         self._num_layers = mesh.local.definition.num_layers
         self._line = line
         self._began = time.monotonic()
         self._sweep = 0
+
+    def wait(self) -> None:
+        """Other machines compute."""
+        check_interrupt()
+        if self._line is not None:
+            elapsed = max(time.monotonic() - self._began, 1e-3)
+            self._line.show(f"{self.num_tokens / elapsed:.2f} tok/s")
+
+    def prepare(self, worker: str, doing: str, done_bytes: int, total_bytes: int) -> None:
+        """A worker makes its layers ready."""
+        if self._line is not None:
+            share = f" {done_bytes / total_bytes:.0%}" if total_bytes else ""
+            self._preparing[worker] = f"{harmless(worker)}: {harmless(doing)}{share}"
+            self._line.show("; ".join(self._preparing.values()))
 
     def block(self, block: Block) -> None:
         check_interrupt()
@@ -63,7 +80,8 @@ class _Watcher:
             self._sweep += 1
         place = block.name if block.layer is None else f"layer {block.layer + 1}/{self._num_layers}"
         elapsed = max(time.monotonic() - self._began, 1e-3)
-        rate = self._files.num_bytes / max(self._files.busy_seconds, 1e-3)
+        files = self._local.stage.files
+        rate = files.num_bytes / max(files.busy_seconds, 1e-3)
         self._line.show(
             f"sweep {self._sweep}, {place}, {format_bytes(rate)}/s from disk, {self.num_tokens / elapsed:.2f} tok/s"
         )

@@ -42,4 +42,17 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a h
 Offline = Annotated[bool, typer.Option("--offline", envvar="LAYERMESH_OFFLINE", help="Use only what is on this machine.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", envvar="LAYERMESH_DEBUG", help="Show tracebacks.")]
-Alone = Annotated[bool, typer.Option("--alone", help="Look for no other machines.")]
+Alone = Annotated[bool, typer.Option("--alone", envvar="LAYERMESH_ALONE", help="Look for no other machines.")]
+Worker = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--worker", envvar="LAYERMESH_WORKER", help="A machine that runs `layermesh worker`, as HOST:PORT; several times."
+    ),
+]
+NoDiscovery = Annotated[
+    bool, typer.Option("--no-discovery", envvar="LAYERMESH_NO_DISCOVERY", help="Use only machines named with --worker.")
+]
+Spread = Annotated[
+    bool,
+    typer.Option("--spread", envvar="LAYERMESH_SPREAD", help="Give every worker a part, even where fewer would be faster."),
+]

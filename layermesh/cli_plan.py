@@ -2,14 +2,26 @@
 
 from collections.abc import Sequence
 
-from layermesh.local import LocalModel
+from layermesh.local import WORKER_NAME, LocalModel
+from layermesh.mesh import LayerMesh
 from layermesh.shared.model.blocks import Block
 from layermesh.shared.residency import Residency
 from layermesh.shared.units import format_bytes, format_seconds
 from layermesh.terminal import print_json
 
 
-def print_plan(local: LocalModel, *, as_json: bool) -> None:
+def print_plan(mesh: LayerMesh, what_if: Sequence[str], *, as_json: bool) -> None:
+    """Print where the model would run and how fast: on the machines that there are, and on those of `what_if`."""
+    found = None if mesh.workers is None else mesh.workers.find(what_if)
+    if found is None or all(stage.machine == WORKER_NAME for stage in found.plan.stages):
+        print_plan_alone(mesh.local, as_json=as_json)
+    else:
+        from layermesh.cli_mesh_plan import print_mesh_plan
+
+        print_mesh_plan(mesh, found, as_json=as_json)
+
+
+def print_plan_alone(local: LocalModel, *, as_json: bool) -> None:
     """Print the blocks of the model with their sizes, where each would live, and the predicted speed."""
     plan = local.plan(measured=True)
     residency = local.stage.residency

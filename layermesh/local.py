@@ -1,4 +1,4 @@
-"""A model that this machine runs by itself: one stage of all its layers."""
+"""A model as this machine has it open: all of its layers here, or its part of a route of workers."""
 
 import time
 from collections.abc import Callable
@@ -8,9 +8,10 @@ from typing import Any, Unpack
 
 import torch
 
-from layermesh.checking import blaming, check_config
-from layermesh.coordinator.pipeline import Pipeline
-from layermesh.coordinator.plan import Plan, StagePlan, predict
+from layermesh.coordinator.answer import HopFigures
+from layermesh.coordinator.mesh_pipeline import MeshPipeline
+from layermesh.coordinator.pipeline import Line, Pipeline
+from layermesh.coordinator.plan import Plan, StagePlan
 from layermesh.coordinator.tokenizer import Tokenizer
 from layermesh.packs import use_pack
 from layermesh.settings import OpeningOptions, check_opening, device_budget, host_budget
@@ -22,12 +23,12 @@ from layermesh.shared.footprint import SequenceSize
 from layermesh.shared.frames import SessionId
 from layermesh.shared.library import resolve
 from layermesh.shared.library.home import unpacked_folder
-from layermesh.shared.model.blocks import build_block_table
-from layermesh.shared.model.definition import define_model
+from layermesh.shared.prediction import Prediction, predict
 from layermesh.shared.residency import Residency
 from layermesh.shared.spans import LayerSpan
 from layermesh.worker.card_memory import CardMemory
 from layermesh.worker.machine import free_memory, pick_device, pick_dtype, return_memory_promptly
+from layermesh.worker.opening import StageBudget, define, open_stage
 from layermesh.worker.profiling import measure_profile
 from layermesh.worker.stage import Stage
 
@@ -64,19 +65,20 @@ class LocalModel:
         self.checkpoint = use_pack(resolved, open_checkpoint(resolved.path, unpacked_folder()), options)
         self.planned_tokens: int | None = None  # the length of sequence that a plan makes room for
         self.dtype = _dtype(options.get("dtype")) or pick_dtype(_stored_dtype(self.checkpoint, self.config), self.device)
-        check_config(self.checkpoint, self.config)
-        with blaming(self.checkpoint):
-            self.definition = define_model(self.checkpoint.config_dir, self.dtype)
-            self.table = build_block_table(self.checkpoint, self.definition, fast_path=options.get("fast_path", True))
-            span = LayerSpan(0, self.definition.num_layers)
-            budget, host_budget_bytes = self._stage_budget(), self._staging_budget()
-            self.card_memory = None if self.device.type == "cpu" else CardMemory(self.device, self.device_budget_bytes)
-            try:
-                self.stage = Stage(self.definition, self.table, span, self.device, *budget, host_budget_bytes)
-            except BaseException:
-                self._lift_bound()
-                raise
-        self.pipeline = Pipeline([self.stage])
+        self.fast_path = options.get("fast_path", True)
+        self.on_wait: Callable[[], None] = lambda: None  # called now and then while other machines compute
+        self.on_progress: Callable[[str, str, int, int], None] = lambda *_: None  # who does what, and how far it is in bytes
+        self.remote_stages: tuple[StagePlan, ...] = ()
+        self.predicted: Prediction | None = None  # for a route
+        self.definition, self.table = define(self.checkpoint, self.dtype, fast_path=self.fast_path)
+        self.budget = self._stage_budget()
+        self.card_memory = None if self.device.type == "cpu" else CardMemory(self.device, self.device_budget_bytes)
+        try:
+            self.stage = self._open_stage(LayerSpan(0, self.definition.num_layers))
+        except BaseException:
+            self._lift_bound()
+            raise
+        self.line: Line = Pipeline([self.stage])
         self.load_seconds = time.monotonic() - began
 
     @property
@@ -100,13 +102,29 @@ class LocalModel:
         """What config.json says."""
         return _read_json(self.checkpoint.config_dir / "config.json")
 
+    def run_alone(self) -> None:
+        """Run all layers here from now on."""
+        self.run_part(LayerSpan(0, self.definition.num_layers))
+        self.line = Pipeline([self.stage])
+        self.remote_stages, self.predicted = (), None
+
+    def run_part(self, span: LayerSpan) -> None:
+        """Have a stage of `span` here, in place of the one there is."""
+        if self.stage.span == span:
+            return
+        watcher = self.stage.watcher
+        self.stage.close()
+        self.definition, self.table = define(self.checkpoint, self.dtype, fast_path=self.fast_path)
+        self.stage = self._open_stage(span)
+        self.stage.watcher = watcher
+
     def reserve(self, session: SessionId, num_tokens: int, num_prompt: int) -> int:
         """Make room for a session of `num_tokens` and return how many tokens of its prompt to run at once.
 
         A long prompt goes in chunks, smaller ones where memory is short; families that keep a state take it whole.
         Raises BudgetError with the least memory that would do.
         """
-        return self._fit(num_tokens, num_prompt, partial(self.pipeline.reserve, session))
+        return self._fit(num_tokens, num_prompt, partial(self.line.reserve, session))
 
     def chunk_alone(self, num_tokens: int, num_prompt: int) -> int:
         """Return what `reserve` would with nobody else aboard, and reserve nothing. Raises BudgetError."""
@@ -121,13 +139,32 @@ class LocalModel:
         if self.stage.residency is None:
             self.reserve_for_plan()
         assert self.stage.residency is not None
-        prediction = None
-        if measured:
+        prediction = self.predicted
+        if measured and prediction is None:
             prediction = predict([self.stage.residency], measure_profile(self.stage))
-        stages = (StagePlan.of(WORKER_NAME, self.stage.span, self.stage.residency),)
+        stages = (*self.remote_stages, *self._own_stages())
         if prediction is None:
             return Plan(stages)
         return Plan(stages, prediction.seconds_per_token, prediction.bottleneck)
+
+    def _own_stages(self) -> tuple[StagePlan, ...]:
+        """The part that runs here, unless the last worker of a route has the end of the model."""
+        if self.remote_stages and self.remote_stages[-1].end == self.definition.num_layers and self.stage.span.start == 0:
+            return ()
+        assert self.stage.residency is not None
+        return (StagePlan.of(WORKER_NAME, self.stage.span, self.stage.residency),)
+
+    def hop_figures(self) -> tuple[HopFigures, ...]:
+        """Return where the time of recent tokens went on other machines, in the order of the route."""
+        if not isinstance(self.line, MeshPipeline):
+            return ()
+        names = [hop.client.name for hop in self.line.route.hops]
+        times = zip(names, self.line.hop_times(), strict=False)  # none before the first token
+        return tuple(HopFigures(name, time.computed, time.waited) for name, time in times)
+
+    def network_seconds(self) -> float | None:
+        """Return what recent tokens spent between machines; None where this one is alone."""
+        return self.line.network_seconds() if isinstance(self.line, MeshPipeline) else None
 
     def close(self) -> None:
         """Give everything back."""
@@ -159,7 +196,7 @@ class LocalModel:
         while True:
             try:
                 self.reserve(PLANNING, num_tokens, num_tokens)
-                self.pipeline.release(PLANNING)
+                self.line.release(PLANNING)
             except BudgetError:
                 if num_tokens // 2 < LEAST_PLANNED_TOKENS:
                     raise
@@ -168,13 +205,16 @@ class LocalModel:
                 self.planned_tokens = num_tokens
                 return
 
-    def _stage_budget(self) -> tuple[int, str]:
-        """The bytes that the stage may take, and the flag that says so."""
+    def _open_stage(self, span: LayerSpan) -> Stage:
+        return open_stage(self.checkpoint, self.definition, self.table, span, self.device, self.budget)
+
+    def _stage_budget(self) -> StageBudget:
+        """The bytes that a stage may take, and the flag that says so."""
         by_host = (self.host_budget_bytes, "--host-memory")
         by_device = (self.device_budget_bytes, "--device-memory")
         choices = (by_host, by_device) if self.device.type == "cpu" else (by_device,)
         given = [(budget, flag) for budget, flag in choices if budget is not None]
-        return min(given, default=(free_memory(self.device), choices[0][1]))
+        return StageBudget(*min(given, default=(free_memory(self.device), choices[0][1])), self._staging_budget())
 
     def _staging_budget(self) -> int | None:
         """The bytes of host memory from which a device with memory of its own is fed."""

@@ -131,7 +131,7 @@ def _run(
     local: LocalModel, requests: Sequence[MakeRequest], max_sessions: int, check: Callable[[], None], progress: Progress
 ) -> Generator[Finished]:
     passengers = _Passengers(local, requests, progress)
-    together = Together(local.pipeline, Boarding(len(requests), max_sessions), passengers.board)
+    together = Together(local.line, Boarding(len(requests), max_sessions), passengers.board)
     check()
     with closing(together.generate()) as events:
         for event in events:

@@ -3,10 +3,11 @@
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, partial
 from types import TracebackType
-from typing import Self, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 from layermesh.coordinator.answer import Answer, Token
 from layermesh.coordinator.generation import generate
@@ -14,10 +15,14 @@ from layermesh.local import LocalModel
 from layermesh.many import AnswerStream
 from layermesh.reply import Reply
 from layermesh.request import Request
-from layermesh.settings import MAX_SESSIONS, GenerationSettings, OpeningOptions, Prompt, check_names, check_sessions
+from layermesh.settings import MAX_SESSIONS, GenerationSettings, OpeningOptions, Prompt, check_names, check_sessions, is_alone
 from layermesh.shared.errors import UsageError
 from layermesh.shared.frames import SessionId
 from layermesh.shared.library import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from layermesh.coordinator.registry import Registry
+    from layermesh.workers import Workers
 
 
 @dataclass(slots=True)
@@ -67,6 +72,12 @@ class TokenStream:
         self._tokens.close()
 
 
+def _workers(local: LocalModel, registry: "Registry", options: OpeningOptions) -> "Workers":
+    from layermesh.workers import Workers
+
+    return Workers(local, registry, spread=options.get("spread", False), tell=options.get("tell", lambda _: None))
+
+
 class LayerMesh:
     """A language model, run layer by layer within the memory it is allowed.
 
@@ -80,7 +91,17 @@ class LayerMesh:
     def __init__(self, model: str = DEFAULT_MODEL, **options: Unpack[OpeningOptions]) -> None:
         check_names(options, OpeningOptions, "LayerMesh")
         self._closed = False
-        self.local = LocalModel(str(model), **options)
+        with ExitStack() as opened:
+            registry = None
+            if not is_alone(options):
+                from layermesh.coordinator.registry import Registry
+
+                workers, discover = options.get("workers", ()), options.get("discover", True)
+                registry = opened.enter_context(Registry(workers, discover=discover))  # looks around while the model is opened
+            self.local = LocalModel(str(model), **options)
+            opened.callback(self.local.close)
+            self.workers = None if registry is None else _workers(self.local, registry, options)
+            opened.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -91,7 +112,11 @@ class LayerMesh:
     def close(self) -> None:
         """Stop reading and give the memory back; there are no answers any more."""
         self._closed = True
-        self.local.close()
+        try:
+            if self.workers is not None:
+                self.workers.close()
+        finally:
+            self.local.close()
 
     def generate(self, prompt: Prompt, **settings: Unpack[GenerationSettings]) -> Answer:
         """Answer `prompt`: a text, a conversation (`[{"role": ..., "content": ...}]`) or a list of token ids.
@@ -113,7 +138,7 @@ class LayerMesh:
         """
         began = time.monotonic()
         check_names(settings, GenerationSettings, "an answer")
-        self._check_open()
+        self._get_ready()
         request = Request.make(self.local, prompt, settings)
         outcome = _Outcome()
         return TokenStream(self._run(request, outcome, began), outcome, greedy=request.params.greedy)
@@ -166,7 +191,7 @@ class LayerMesh:
         settings: GenerationSettings,
         max_sessions: int,
     ) -> list[Callable[[], Request]]:
-        self._check_open()
+        self._get_ready()
         check_sessions(max_sessions)
         given = list(prompts)
         own: list[GenerationSettings] = [{} for _ in given] if each is None else list(each)
@@ -180,19 +205,26 @@ class LayerMesh:
     def _run(self, request: Request, outcome: _Outcome, began: float) -> Generator[Token]:
         self._check_open()
         session = SessionId(uuid.uuid4().hex)
+        line = self.local.line
         try:
             limits, chunk = request.fit(partial(self.local.reserve, session))
             if limits != request.limits:
                 outcome.cut_to = limits.max_new_tokens
             reply = Reply(self.local, request, session, limits, chunk, began)
-            for token_id in generate(self.local.pipeline, reply.answering):
+            for token_id in generate(line, reply.answering):
                 token = reply.take(token_id)
                 outcome.answer = reply.answer
                 yield token
                 if reply.answer is None:
                     self._check_open()
         finally:
-            self.local.pipeline.release(session)
+            line.release(session)
+
+    def _get_ready(self) -> None:
+        """Look which machines there are now, unless answers are under way on those that there were."""
+        self._check_open()
+        if self.workers is not None and not self.local.line.sessions:
+            self.workers.engage()
 
     def _check_open(self) -> None:
         if self._closed:

@@ -46,6 +46,8 @@ class Meter:
             decode_seconds=decode_seconds,
             decode_tokens_per_second=decoded / decode_seconds if decoded else None,
             total_seconds=self._last - self._began,
+            hops=self._local.hop_figures(),
+            network_seconds=self._local.network_seconds(),
         )
 
     def memory(self) -> Memory:

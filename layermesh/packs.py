@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 
-from layermesh.checking import blaming, check_config
 from layermesh.settings import OpeningOptions, packed_form
 from layermesh.shared.block_hashes import PARTIAL_TABLE, BlockTableFile
 from layermesh.shared.checkpoints import Checkpoint, open_checkpoint
@@ -15,6 +14,7 @@ from layermesh.shared.library import Progress, ResolvedModel
 from layermesh.shared.library.home import unpacked_folder
 from layermesh.shared.library.packs import LOCK, is_complete, note_use, packed_folder
 from layermesh.shared.model.blocks import build_block_table
+from layermesh.shared.model.checking import blaming, check_config
 from layermesh.shared.model.definition import define_model
 from layermesh.shared.packing.packer import pack
 from layermesh.shared.packing.request import PackRequest, Source

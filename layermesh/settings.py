@@ -1,9 +1,11 @@
 """What a user may say about a model and an answer, and what of it can be refused before anything heavy is imported."""
 
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeGuard
 
+from layermesh.shared.addresses import parse_address
 from layermesh.shared.errors import UsageError
 from layermesh.shared.quant.sizes import DEFAULT_GROUP, GROUP_SIZES, KINDS
 from layermesh.shared.units import parse_bytes
@@ -26,6 +28,10 @@ class OpeningOptions(TypedDict, total=False):
     well). `fast_path` False runs transformers' own layers where layermesh has leaner ones. `quantize` "int4" or "int8" packs
     the model once and runs it so, `group_size` weights (32, 64 or 128) to a scale. `revision` is the branch, tag or commit of
     a hub model; `offline` fetches nothing; `progress` watches downloads and packing.
+
+    `workers` are addresses (HOST:PORT) of machines that run a part; others are found where `discover` is not False. `spread`
+    gives every one of them a part, even where fewer would be faster. `alone` True looks for nobody; left out, it is what
+    LAYERMESH_ALONE says. `tell` is given what a user should know meanwhile, one line at a time.
     """
 
     device: str | None
@@ -38,6 +44,11 @@ class OpeningOptions(TypedDict, total=False):
     revision: str | None
     offline: bool
     progress: "Progress | None"
+    workers: Sequence[str]
+    discover: bool
+    spread: bool
+    alone: bool | None
+    tell: Callable[[str], None]
 
 
 class GenerationSettings(TypedDict, total=False):
@@ -78,6 +89,18 @@ def check_opening(options: OpeningOptions) -> None:
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"no dtype {dtype!r}; say {', '.join(DTYPES)}.")
     packed_form(options)
+    for address in options.get("workers", ()):
+        parse_address(address)
+    if options.get("alone") and (options.get("workers") or options.get("spread")):
+        raise UsageError("--alone looks for no other machines. Leave it out, or --worker and --spread.")
+
+
+def is_alone(options: OpeningOptions) -> bool:
+    """Whether no other machine is to be looked for."""
+    alone = options.get("alone")
+    if alone is None:
+        alone = os.environ.get("LAYERMESH_ALONE", "").lower() not in ("", "0", "false", "no")
+    return alone or not (options.get("workers") or options.get("discover", True))
 
 
 def packed_form(options: OpeningOptions) -> tuple[int, int] | None:

@@ -33,7 +33,14 @@ class DescribeRequest(_message.Message):
     def __init__(self, version: _Optional[int] = ...) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("version", "worker_id", "name", "software", "device", "profile", "running", "stored")
+    __slots__ = ("version", "worker_id", "name", "software", "device", "profile", "running", "stored", "addresses", "slowdown")
+    class SlowdownEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     VERSION_FIELD_NUMBER: _ClassVar[int]
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +49,8 @@ class DescribeResponse(_message.Message):
     PROFILE_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     STORED_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    SLOWDOWN_FIELD_NUMBER: _ClassVar[int]
     version: int
     worker_id: str
     name: str
@@ -50,7 +59,9 @@ class DescribeResponse(_message.Message):
     profile: Profile
     running: _containers.RepeatedCompositeFieldContainer[RunningSpan]
     stored: _containers.RepeatedCompositeFieldContainer[StoredModel]
-    def __init__(self, version: _Optional[int] = ..., worker_id: _Optional[str] = ..., name: _Optional[str] = ..., software: _Optional[str] = ..., device: _Optional[str] = ..., profile: _Optional[_Union[Profile, _Mapping]] = ..., running: _Optional[_Iterable[_Union[RunningSpan, _Mapping]]] = ..., stored: _Optional[_Iterable[_Union[StoredModel, _Mapping]]] = ...) -> None: ...
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    slowdown: _containers.ScalarMap[str, float]
+    def __init__(self, version: _Optional[int] = ..., worker_id: _Optional[str] = ..., name: _Optional[str] = ..., software: _Optional[str] = ..., device: _Optional[str] = ..., profile: _Optional[_Union[Profile, _Mapping]] = ..., running: _Optional[_Iterable[_Union[RunningSpan, _Mapping]]] = ..., stored: _Optional[_Iterable[_Union[StoredModel, _Mapping]]] = ..., addresses: _Optional[_Iterable[str]] = ..., slowdown: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class Profile(_message.Message):
     __slots__ = ("device_bytes", "host_bytes", "bus_bytes_per_second", "disk_bytes_per_second", "weight_bytes_per_second", "flops_per_second", "compute_fingerprint")
@@ -108,18 +119,20 @@ class StoredModel(_message.Message):
     def __init__(self, fingerprint: _Optional[str] = ..., name: _Optional[str] = ..., num_bytes: _Optional[int] = ..., parts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SpanKey(_message.Message):
-    __slots__ = ("fingerprint", "start", "end", "dtype", "fast_path")
+    __slots__ = ("fingerprint", "start", "end", "dtype", "fast_path", "has_head")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     FAST_PATH_FIELD_NUMBER: _ClassVar[int]
+    HAS_HEAD_FIELD_NUMBER: _ClassVar[int]
     fingerprint: str
     start: int
     end: int
     dtype: str
     fast_path: bool
-    def __init__(self, fingerprint: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., dtype: _Optional[str] = ..., fast_path: _Optional[bool] = ...) -> None: ...
+    has_head: bool
+    def __init__(self, fingerprint: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., dtype: _Optional[str] = ..., fast_path: _Optional[bool] = ..., has_head: _Optional[bool] = ...) -> None: ...
 
 class EchoRequest(_message.Message):
     __slots__ = ("payload", "num_bytes")
@@ -224,16 +237,18 @@ class Problem(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., message: _Optional[str] = ..., budget_bytes: _Optional[int] = ..., needed_bytes: _Optional[int] = ..., busy: _Optional[bool] = ...) -> None: ...
 
 class ReserveRequest(_message.Message):
-    __slots__ = ("key", "session", "num_tokens", "num_new")
+    __slots__ = ("key", "session", "num_tokens", "num_new", "route")
     KEY_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_NEW_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
     key: SpanKey
     session: str
     num_tokens: int
     num_new: int
-    def __init__(self, key: _Optional[_Union[SpanKey, _Mapping]] = ..., session: _Optional[str] = ..., num_tokens: _Optional[int] = ..., num_new: _Optional[int] = ...) -> None: ...
+    route: str
+    def __init__(self, key: _Optional[_Union[SpanKey, _Mapping]] = ..., session: _Optional[str] = ..., num_tokens: _Optional[int] = ..., num_new: _Optional[int] = ..., route: _Optional[str] = ...) -> None: ...
 
 class ReserveResponse(_message.Message):
     __slots__ = ("resident_bytes", "streamed_bytes", "problem")

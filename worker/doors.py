@@ -83,8 +83,9 @@ class Forward(greenlet):
 class Doors:
     """The doors of one stage, in front of the layers and the head of a model definition of its own."""
 
-    def __init__(self, definition: ModelDefinition, span: LayerSpan, host_layers: HostLayers) -> None:
+    def __init__(self, definition: ModelDefinition, span: LayerSpan, host_layers: HostLayers, *, has_head: bool) -> None:
         self._definition = definition
+        self._hands_on = not has_head  # what the last layer of the span returns, to another stage
         self._host_layers = host_layers
         self._span = span
         self._layers: Mapping[int, Block] = {}
@@ -94,7 +95,7 @@ class Doors:
         self._forwards: list[Any] = [layer.forward for layer in definition.layers]
         for index, layer in enumerate(definition.layers):
             layer.forward = partial(self._pass_layer, index)
-        if definition.head is not None and span.end == definition.num_layers:
+        if definition.head is not None and has_head:
             self._projection: Any = definition.model.get_submodule(definition.head)
             self._project = self._projection.forward
             self._projection.forward = self._pass_head
@@ -130,9 +131,9 @@ class Doors:
             return forward.output.returned()
         forward.pause(self._layers[index])
         returned = self._run_layer(forward, index, args, kwargs)
-        if self._span.end < self._definition.num_layers or forward.only is not None:
+        if self._hands_on or forward.only is not None:
             forward.output = LayerOutput.of(returned)
-            if self._span.end < self._definition.num_layers and index == self._span.end - 1:
+            if self._hands_on and index == self._span.end - 1:
                 raise StageEnd(forward.output)
         return returned
 
@@ -144,7 +145,7 @@ class Doors:
         return self._forwards[index](*args, **kwargs)
 
     def _check_order(self, forward: Forward, index: int) -> None:
-        if index <= forward.last_layer and len(self._span) < self._definition.num_layers:
+        if index <= forward.last_layer and (self._hands_on or self._span.start > 0):
             raise UnsupportedModelError(
                 f"{type(self._definition.model).__name__} goes through its layers more than once per token, so they cannot be "
                 "divided among machines. Run it with --alone."

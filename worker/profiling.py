@@ -4,10 +4,11 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import groupby
 
 from layermesh.shared.errors import CheckpointError, LayermeshError
-from layermesh.shared.frames import Frame, SessionId
+from layermesh.shared.frames import Frame, LayerOutput, SessionId
 from layermesh.shared.model.blocks import Block
 from layermesh.shared.profile import Profile
 from layermesh.shared.residency import Residency
@@ -36,42 +37,65 @@ def measure_profile(stage: Stage) -> Profile:
     layers = [list(blocks) for layer, blocks in by_layer if layer is not None]  # each whole, or in pieces
     heads = [block for block in residency.blocks if block.layer is None and block.name in residency.resident]
     with _loading() as loader:
-        reading = _sample(layers, NUM_LAYERS)
-        load_seconds = _load(loader, [block for block in reading if not block.is_core], stage)
-        try:
-            return _measure(stage, loader, layers, heads, load_seconds)
-        except CheckpointError:
-            raise
-        except LayermeshError:  # a family whose layers do not run without each other
-            return Profile(load_seconds / _stored_bytes(reading), FALLBACK_SECONDS / _loaded_bytes(layers[0]), 0.0)
+        reading = _sample(layers, NUM_LAYERS) if layers else residency.streamed
+        load_seconds = _load(loader, [block for block in reading if not block.is_core], stage) if reading else 0.0
+        for hidden in stage.trial_inputs:
+            trial = _Trial(stage, loader, hidden)
+            try:
+                if layers:
+                    return _measure(trial, layers, heads, load_seconds)
+                return _measure_head(trial, heads, load_seconds)
+            except CheckpointError:
+                raise
+            except LayermeshError:  # a family whose layers do not run without each other
+                continue
+    per_byte = FALLBACK_SECONDS / _loaded_bytes(layers[0]) if layers else 0.0
+    return Profile(load_seconds / max(_stored_bytes(reading), 1), per_byte, 0.0)
 
 
-def _measure(
-    stage: Stage, loader: BlockLoader, layers: Sequence[Sequence[Block]], heads: Sequence[Block], load_seconds: float
-) -> Profile:
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """A stage to try out, what brings its blocks, and the hidden states that it would be handed."""
+
+    stage: Stage
+    loader: BlockLoader
+    hidden: LayerOutput | None
+
+
+def _measure(trial: _Trial, layers: Sequence[Sequence[Block]], heads: Sequence[Block], load_seconds: float) -> Profile:
+    stage = trial.stage
     assert stage.residency is not None
     num_fitting = min(max(stage.residency.resident_bytes // _loaded_bytes(layers[0]), 2), NUM_LAYERS)
     first, fitting, reading = _sample(layers, 1), _sample(layers, num_fitting), _sample(layers, NUM_LAYERS)
-    one = _time(stage, loader, [*first, *heads], streaming=False)
-    both = _time(stage, loader, [*fitting, *heads], streaming=False)
+    one = _time(trial, [*first, *heads], streaming=False)
+    both = _time(trial, [*fitting, *heads], streaming=False)
     per_byte = both / _loaded_bytes([*fitting, *heads])
     if len(layers) > 1 and both > one:
         per_byte = min((both - one) / (_loaded_bytes(fitting) - _loaded_bytes(first)), per_byte)
     outside = max(one - per_byte * _loaded_bytes([*first, *heads]), 0)
     computing = per_byte * _loaded_bytes(reading)
-    together = _time(stage, loader, reading, streaming=True) - outside
+    together = _time(trial, reading, streaming=True) - outside
     load_seconds += max(together - max(load_seconds, computing), 0)
     return Profile(load_seconds / max(_stored_bytes(reading), 1), per_byte, outside)
 
 
-def _time(stage: Stage, loader: BlockLoader, blocks: Sequence[Block], *, streaming: bool) -> float:
+def _measure_head(trial: _Trial, heads: Sequence[Block], load_seconds: float) -> Profile:
+    """Measure a stage that has no layers; a head that streams counts as reading, next to which its product is nothing."""
+    assert trial.stage.residency is not None
+    per_stored = load_seconds / max(trial.stage.residency.streamed_bytes, 1)
+    per_byte = _time(trial, heads, streaming=False) / _loaded_bytes(heads) if heads else 0.0
+    return Profile(per_stored, per_byte, 0.0)
+
+
+def _time(trial: _Trial, blocks: Sequence[Block], *, streaming: bool) -> float:
     """Seconds of a sweep through `blocks`, when it has become regular."""
-    streamer = _streamer(stage, loader, blocks, streaming=streaming)
+    stage = trial.stage
+    streamer = _streamer(stage, trial.loader, blocks, streaming=streaming)
     times = []
     try:
         for number in range(2 + NUM_SWEEPS):  # the first brings the blocks, the second is the first to find them there
             began = time.monotonic()
-            stage.trial(Frame(TRIAL, 0, number, number, (0,)), blocks, streamer)
+            stage.trial(Frame(TRIAL, 0, number, number, (0,), trial.hidden), blocks, streamer)
             times.append(time.monotonic() - began)
     finally:
         stage.release(TRIAL)

@@ -40,7 +40,7 @@ class Stage:
 
     `budget_flag` is what the user would say to allow more; `host_budget_bytes` is for a device with memory of its own. The
     definition becomes the stage's own: doors are hung into it. The last stage also runs what comes behind the layers and
-    returns logits. `watcher`, where set, is told of each block when its turn comes.
+    returns logits, unless `has_head` says that another does. `watcher`, where set, is told of each block when its turn comes.
     """
 
     def __init__(
@@ -52,8 +52,11 @@ class Stage:
         budget_bytes: int,
         budget_flag: str = "--host-memory",
         host_budget_bytes: int | None = None,
+        *,
+        has_head: bool = True,
     ) -> None:
         self.span = span
+        self.has_head = has_head and span.end == definition.num_layers
         self.residency: Residency | None = None
         self.files = FileReader()
         self._peak_bytes = 0
@@ -63,7 +66,7 @@ class Stage:
         self._budget_bytes = budget_bytes
         self._budget_flag = budget_flag
         self._host_budget_bytes = host_budget_bytes
-        self._blocks = stage_blocks(table, span, definition.num_layers)
+        self._blocks = stage_blocks(table, span, has_head=self.has_head)
         self._rest = table.rest
         self._footprint = Footprint.of(definition, span, table, device.type)
         self._binder = Binder(definition.model)
@@ -133,11 +136,25 @@ class Stage:
         """
         self._admit([frame])
         with torch.inference_mode():
-            forward = Forward(partial(self._run, frame), frame.hidden, only={block.name for block in blocks})
+            entry = frame.hidden and frame.hidden.to(self.device)
+            forward = Forward(partial(self._run, frame), entry, only={block.name for block in blocks})
             sweep([forward], blocks, streamer, self._binder)
             outcome = self._finish(frame, forward)
         if isinstance(outcome, Failure):
             raise outcome.error
+
+    @property
+    def trial_inputs(self) -> tuple[LayerOutput | None, ...]:
+        """What a trial may hand to the first layer: nothing, or hidden states in one of the forms that families use."""
+        if self.span.start == 0:
+            return (None,)
+        config = self._definition.model.config.get_text_config(decoder=True)
+        hidden = torch.zeros(1, 1, int(getattr(config, "hidden_size", 1)), dtype=self._definition.model.dtype)
+        return (LayerOutput((hidden,), bare=True), LayerOutput((hidden,), bare=False))
+
+    def allow(self, budget_bytes: int) -> None:
+        """Change how much memory the stage may take from the next session on."""
+        self._budget_bytes = budget_bytes
 
     def release(self, session: SessionId) -> None:
         """Forget a session and its cache; one that was never opened is no error."""
@@ -211,21 +228,25 @@ class Stage:
                 module._buffers.update(  # those of the blocks come with them
                     {name: buffer.to(self.device) for name, buffer in computed.items() if not buffer.is_meta}
                 )
-        self._doors = Doors(self._definition, self.span, self.host_layers)
+        self._doors = Doors(self._definition, self.span, self.host_layers, has_head=self.has_head)
+
+    def check(self, frame: Frame) -> None:
+        """Raise MeshError for a frame that does not continue its session."""
+        position = self._sessions[frame.session].position if frame.session in self._sessions else 0
+        if frame.position != position:
+            raise MeshError(
+                f"session {frame.session} is at position {position} here and was sent tokens for {frame.position}: "
+                "a frame was lost or came twice. Start the session again."
+            )
+        if (frame.hidden is None) != (self.span.start == 0):
+            raise MeshError(f"layers {self.span} take hidden states from the stage before, and only from there.")
 
     def _admit(self, frames: Sequence[Frame]) -> None:
         """Begin the sessions that are new, after a check that each frame comes when it should."""
         if len({frame.session for frame in frames}) < len(frames):
             raise MeshError("a sweep carries one frame of each session, and was given two of the same.")
         for frame in frames:
-            position = self._sessions[frame.session].position if frame.session in self._sessions else 0
-            if frame.position != position:
-                raise MeshError(
-                    f"session {frame.session} is at position {position} here and was sent tokens for {frame.position}: "
-                    "a frame was lost or came twice. Start the session again."
-                )
-            if (frame.hidden is None) != (self.span.start == 0):
-                raise MeshError(f"layers {self.span} take hidden states from the stage before, and only from there.")
+            self.check(frame)
         for frame in frames:
             if frame.session not in self._sessions:
                 size = self._reserved.get(frame.session)
@@ -266,7 +287,7 @@ class Stage:
         self._peak_bytes = max(self._peak_bytes, self._rest.loaded_bytes + held + caches)
 
 
-def stage_blocks(table: BlockTable, span: LayerSpan, num_layers: int) -> tuple[Block, ...]:
-    """Return the blocks that a stage of `span` streams; the last stage also has the head."""
+def stage_blocks(table: BlockTable, span: LayerSpan, *, has_head: bool) -> tuple[Block, ...]:
+    """Return the blocks that a stage of `span` streams: its layers, and the head if it has that."""
     layers = table.layers[span.start : span.end]
-    return (*layers, *table.heads) if span.end == num_layers else layers
+    return (*layers, *table.heads) if has_head else layers

@@ -1,0 +1,139 @@
+"""The stages of a model on several machines, the last of them perhaps in this process."""
+
+import itertools
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from layermesh.coordinator.pipeline import Hop, Line
+from layermesh.shared.footprint import SequenceSize
+from layermesh.shared.frames import Failure, Frame, Logits, Outcome, SessionId
+from layermesh.shared.wire import Envelope, HopTime, Scores
+
+if TYPE_CHECKING:
+    from layermesh.coordinator.remote_route import RemoteRoute
+
+AHEAD_PER_HOP = 2  # calls of a prompt that are under way for each machine, so that none of them rests
+RECENT = 256  # sweeps over which medians are taken
+
+
+@dataclass(frozen=True, slots=True)
+class SweepTime:
+    """Where the seconds of a sweep went: at each hop, in the stage here, and in all."""
+
+    hops: tuple[HopTime, ...]
+    own: float
+    total: float
+
+    @property
+    def network(self) -> float:
+        """What was spent on the way: on the wire, and in the software on both sides of it."""
+        return self.total - self.own - sum(hop.waited + hop.computed for hop in self.hops)
+
+
+class MeshPipeline(Line):
+    """Passes frames along a route of workers, then through `own`, the stage that runs here if there is one.
+
+    `waiting` is called now and then while nothing comes back.
+    """
+
+    def __init__(self, route: "RemoteRoute", own: Hop | None, waiting: Callable[[], None] = lambda: None) -> None:
+        super().__init__()
+        self.route = route
+        self.times: deque[SweepTime] = deque(maxlen=RECENT)
+        self._own = own
+        self._waiting = waiting
+        self._sweeps = itertools.count()
+
+    def _reserve(self, session: SessionId, size: SequenceSize) -> None:
+        try:
+            if self._own is not None:
+                self._own.reserve(session, size)
+            self.route.reserve(session, size)
+        except BaseException:
+            self._release(session)
+            raise
+
+    def _release(self, session: SessionId) -> None:
+        if self._own is not None:
+            self._own.release(session)
+        self.route.release(session)
+
+    def try_sweep(self, frames: Sequence[Frame]) -> list[Logits | Failure]:
+        """Run `frames`, each of another session, through all layers and return what became of each, in order."""
+        began = time.monotonic()
+        self.route.send(frames, next(self._sweeps))
+        ended: dict[SessionId, Logits | Failure] = {}
+        passing: dict[SessionId, Frame] = {}
+        times: tuple[HopTime, ...] = ()
+        while len(ended) + len(passing) < len(frames):
+            outcome, times = self._receive()
+            if not any((outcome.session, outcome.step) == (frame.session, frame.step) for frame in frames):
+                continue  # of a session that was released in the middle
+            if isinstance(outcome, Frame):
+                passing[outcome.session] = outcome
+            else:
+                ended[outcome.session] = outcome
+        arrived = time.monotonic()
+        ended |= self._run_own([passing[frame.session] for frame in frames if frame.session in passing])
+        now = time.monotonic()
+        if len(times) == len(self.route.hops):
+            self.times.append(SweepTime(times, now - arrived, now - began))
+        return [ended[frame.session] for frame in frames]
+
+    def run(self, frames: Sequence[Frame]) -> Iterator[Logits]:
+        """Run the calls of one session and yield their logits; several are under way at once, on different machines."""
+        if len(frames) == 1:
+            yield from self.sweep(frames)
+            return
+        waiting = deque(frames)
+        for _ in range(AHEAD_PER_HOP * (len(self.route.hops) + 1)):
+            self._send_next(waiting)
+        for frame in frames:
+            outcome, _ = self._receive()
+            while (outcome.session, outcome.step) != (frame.session, frame.step):
+                outcome, _ = self._receive()
+            self._send_next(waiting)
+            if isinstance(outcome, Frame):
+                outcome = self._run_own([outcome])[frame.session]
+            if isinstance(outcome, Failure):
+                raise outcome.error
+            yield outcome
+
+    def hop_times(self) -> list[HopTime]:
+        """Medians over recent sweeps of what each hop took."""
+        columns = zip(*(sweep.hops for sweep in self.times), strict=True) if self.times else ()
+        return [
+            HopTime(statistics.median(time.waited for time in hop), statistics.median(time.computed for time in hop))
+            for hop in columns
+        ]
+
+    def network_seconds(self) -> float:
+        """Median over recent sweeps of what was spent between the machines."""
+        return statistics.median(sweep.network for sweep in self.times) if self.times else 0.0
+
+    def close(self) -> None:
+        """Let go of the workers."""
+        self.route.close()
+
+    def _send_next(self, waiting: deque[Frame]) -> None:
+        if waiting:
+            self.route.send([waiting.popleft()], next(self._sweeps))
+
+    def _receive(self) -> tuple[Outcome, tuple[HopTime, ...]]:
+        arrival = self.route.receive(self._waiting)
+        if isinstance(arrival, Envelope):
+            return arrival.frame, arrival.times
+        if isinstance(arrival, Scores):
+            return arrival.logits, arrival.times
+        return arrival, ()
+
+    def _run_own(self, frames: Sequence[Frame]) -> dict[SessionId, Logits | Failure]:
+        if not frames:
+            return {}
+        assert self._own is not None, "the last worker of the route has the head"
+        outcomes = self._own.forward(frames)
+        return {outcome.session: outcome for outcome in outcomes if not isinstance(outcome, Frame)}

@@ -1,0 +1,139 @@
+"""Who is there: workers that were named or announced themselves, and what they say of themselves."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from layermesh.coordinator.browsing import Browser
+from layermesh.coordinator.machines import Link
+from layermesh.shared.addresses import format_address, is_loopback, parse_address
+
+from layermesh.coordinator.event_loop import EventLoop
+from layermesh.coordinator.worker_client import WorkerClient
+from layermesh.protos import mesh_pb2 as pb
+from layermesh.shared.errors import MeshError
+from layermesh.shared.wire import PROTOCOL_VERSION
+
+LOOK_SECONDS = 1.5  # how long the first look around may take
+LINK_SECONDS = 60.0  # after which a link is measured again
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A worker that answered: how to call it, what it says, and the way there."""
+
+    client: WorkerClient
+    described: pb.DescribeResponse
+    link: Link
+
+    @property
+    def name(self) -> str:
+        """What its user calls it."""
+        return self.client.name
+
+    def address_for(self, others: Sequence["Peer"]) -> str:
+        """Where `others` reach it: as this machine does, unless that is a way that only this machine has."""
+        if not is_loopback(self.client.address) or all(is_loopback(other.client.address) for other in others):
+            return self.client.address
+        reachable = [address for address in self.described.addresses if not is_loopback(address)]
+        return reachable[0] if reachable else self.client.address
+
+
+@dataclass(slots=True)
+class _Known:
+    client: WorkerClient
+    link: Link | None = None
+    measured: float = 0.0
+
+
+class Registry:
+    """Looks for workers from the moment it is made: those at `addresses` (HOST:PORT), and announced ones if `discover`.
+
+    Close it, or use it as a context manager.
+    """
+
+    def __init__(self, addresses: Sequence[str] = (), *, discover: bool = True) -> None:
+        self._named = [format_address(*parse_address(address)) for address in addresses]
+        self._began = time.monotonic()
+        self._known: dict[str, _Known] = {}
+        self._open = ExitStack()
+        self.loop = EventLoop()
+        self._open.callback(self.loop.close)
+        self._browser = self._open.enter_context(Browser()) if discover else None
+        self.notices: tuple[str, ...] = ()
+
+    def __enter__(self) -> "Registry":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of everybody."""
+
+        async def close() -> None:
+            await asyncio.gather(*(known.client.close() for known in self._known.values()))
+
+        if self._known:
+            self.loop.run(close())
+            self._known = {}
+        self._open.close()
+
+    def find(self) -> list[Peer]:
+        """Return the workers that answer, ordered by name; `notices` says what was wrong with others.
+
+        Raises MeshError where one that was named does not answer.
+        """
+        return self.loop.run(self._find(self._addresses()))
+
+    def _addresses(self) -> dict[str, list[str]]:
+        """Where to look for each worker: whoever was named at that address, announced ones at any of theirs."""
+        places = {address: [address] for address in self._named}
+        if self._browser is None:
+            return places
+        patience = max(self._began + LOOK_SECONDS - time.monotonic(), 0)
+        found = self._browser.wait(patience, lambda _: False) if patience else self._browser.found()
+        for announcement in found:
+            if announcement.version == PROTOCOL_VERSION or announcement.version:
+                places[announcement.worker_id] = [format_address(host, announcement.port) for host in announcement.addresses]
+        return places
+
+    async def _find(self, places: dict[str, list[str]]) -> list[Peer]:
+        answers = await asyncio.gather(*(self._ask(addresses) for addresses in places.values()))
+        peers: dict[str, Peer] = {}
+        notices = []
+        for place, answer in zip(places, answers, strict=True):
+            if isinstance(answer, Peer):
+                peers.setdefault(answer.described.worker_id, answer)
+            elif place in self._named:
+                raise answer
+            else:
+                notices.append(str(answer))
+        self.notices = (*notices, *([self._browser.problem] if self._browser and self._browser.problem else []))
+        return _distinct(sorted(peers.values(), key=lambda peer: (peer.name, peer.described.worker_id)))
+
+    async def _ask(self, addresses: Sequence[str]) -> Peer | MeshError:
+        """Return whoever answers at one of `addresses`, or what was wrong at the last of them."""
+        problem = MeshError("a worker announces itself and has no address.")
+        for address in addresses:
+            known = self._known.setdefault(address, _Known(WorkerClient(address)))
+            try:
+                described = await known.client.describe()
+                if known.link is None or time.monotonic() - known.measured > LINK_SECONDS:
+                    known.link, known.measured = await known.client.measure_link(), time.monotonic()
+            except MeshError as error:
+                problem = error
+                continue
+            return Peer(known.client, described, known.link)
+        return problem
+
+
+def _distinct(peers: Sequence[Peer]) -> list[Peer]:
+    """Give workers of the same name different ones."""
+    names = [peer.described.name for peer in peers]
+    for peer in peers:
+        if names.count(peer.described.name) > 1:
+            peer.client.name = f"{peer.described.name[:80]} ({peer.described.worker_id[:6]})"
+    return list(peers)

@@ -1,0 +1,168 @@
+"""One worker as the coordinator talks to it."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+
+import grpc
+import grpc.aio
+from layermesh.coordinator.planner import Link
+
+from layermesh import __version__
+from layermesh.protos import mesh_pb2 as pb
+from layermesh.protos.mesh_pb2_grpc import WorkerServiceStub
+from layermesh.shared.chunks import Reading, read_chunks
+from layermesh.shared.errors import LayermeshError, MeshError
+from layermesh.shared.footprint import SequenceSize
+from layermesh.shared.frames import SessionId
+from layermesh.shared.grpc_options import CHANNEL_OPTIONS
+from layermesh.shared.problems import to_error
+from layermesh.shared.stage_key import StageKey
+from layermesh.shared.wire import PROTOCOL_VERSION
+
+ReadPart = Callable[[str, int], Reading]
+Progress = Callable[[pb.PrepareProgress], None]
+
+DESCRIBE_SECONDS = 3.0
+RESERVE_SECONDS = 600.0  # resident blocks may have to be laid out anew
+BUSY_SECONDS = 120.0  # how long to wait for room that others take
+NUM_ECHOES = 7
+ECHO_BYTES = 1 << 20
+
+
+class WorkerClient:
+    """Calls the worker at `address`; errors come as MeshError and its kin, and name the worker."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.name = address
+        self._channel = grpc.aio.insecure_channel(address, CHANNEL_OPTIONS)
+        self._stub = WorkerServiceStub(self._channel)
+
+    async def describe(self) -> pb.DescribeResponse:
+        """Ask who it is; raises MeshError for one that does not answer or speaks another version."""
+        with self._calling():
+            response: pb.DescribeResponse = await self._stub.Describe(
+                pb.DescribeRequest(version=PROTOCOL_VERSION), timeout=DESCRIBE_SECONDS
+            )
+        self.name = response.name[:80] or self.address
+        if response.version != PROTOCOL_VERSION:
+            raise MeshError(
+                f"worker {self.name} at {self.address} runs layermesh {response.software[:40]}, which speaks version "
+                f"{response.version} of the protocol; this is {__version__}, which speaks {PROTOCOL_VERSION}. Install the "
+                "same layermesh on both."
+            )
+        return response
+
+    async def measure_link(self) -> Link:
+        """Measure the way there: seconds for a small message, and bytes per second of a large one."""
+        trips = []
+        with self._calling():
+            for number in range(NUM_ECHOES):
+                began = time.monotonic()
+                await self._stub.Echo(pb.EchoRequest(num_bytes=0), timeout=DESCRIBE_SECONDS)
+                if number:  # the first one meets a cold connection
+                    trips.append(time.monotonic() - began)
+            began = time.monotonic()
+            await self._stub.Echo(pb.EchoRequest(num_bytes=ECHO_BYTES), timeout=10 * DESCRIBE_SECONDS)
+            carrying = time.monotonic() - began
+        trip = sorted(trips)[len(trips) // 2]
+        return Link(trip / 2, ECHO_BYTES / max(carrying - trip, 1e-6))
+
+    async def prepare(self, start: pb.PrepareStart, read: ReadPart, progress: Progress) -> pb.PrepareReady:
+        """Have it make a span ready, and send it what it lacks. Raises what became the worker's problem."""
+        outgoing: asyncio.Queue[pb.PrepareRequest] = asyncio.Queue(maxsize=4)
+        outgoing.put_nowait(pb.PrepareRequest(start=start))
+        sending: asyncio.Task[None] | None = None
+        try:
+            with self._calling():
+                async for response in self._stub.Prepare(_drain(outgoing)):
+                    match response.WhichOneof("kind"):
+                        case "wanted":
+                            await _settle(sending)
+                            wanted = response.wanted
+                            sending = asyncio.create_task(_send(read(wanted.part, wanted.offset), wanted.part, outgoing))
+                        case "progress":
+                            progress(response.progress)
+                        case "ready":
+                            ready: pb.PrepareReady = response.ready
+                            return ready
+                        case "failed":
+                            await _settle(sending)
+                            raise to_error(response.failed, self.name)
+        finally:
+            if sending is not None:
+                sending.cancel()
+        raise MeshError(f"worker {self.name} ended the connection while it made its layers ready. Look at its screen.")
+
+    async def reserve(self, key: StageKey, route: str, session: SessionId, size: SequenceSize) -> pb.ReserveResponse:
+        """Make room for a session, waiting for a while where others take it. Raises BudgetError."""
+        request = pb.ReserveRequest(
+            key=key.to_proto(), session=session, num_tokens=size.num_tokens, num_new=size.num_new, route=route
+        )
+        deadline = time.monotonic() + BUSY_SECONDS
+        while True:
+            with self._calling():
+                response: pb.ReserveResponse = await self._stub.Reserve(request, timeout=RESERVE_SECONDS)
+            if not response.HasField("problem"):
+                return response
+            if not response.problem.busy or time.monotonic() > deadline:
+                raise to_error(response.problem, self.name)
+            await asyncio.sleep(0.1)
+
+    async def release(self, key: StageKey, session: SessionId) -> None:
+        """Forget a session; a worker that is gone has forgotten it."""
+        request = pb.ReleaseRequest(key=key.to_proto(), session=session)
+        try:
+            await self._stub.Release(request, timeout=DESCRIBE_SECONDS)
+        except grpc.aio.AioRpcError:
+            return
+
+    def forward(self, requests: AsyncIterator[pb.ForwardRequest]) -> AsyncIterator[pb.ForwardResponse]:
+        """Open a stream of frames."""
+        responses: AsyncIterator[pb.ForwardResponse] = self._stub.Forward(requests)
+        return responses
+
+    def explain(self, error: grpc.aio.AioRpcError) -> MeshError:
+        """Return what a failed call means to a user."""
+        said = " ".join((error.details() or error.code().name).split())[:300]
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
+            return MeshError(
+                f"worker {self.name} at {self.address} does not answer ({said}). Is it running, and is the address right? "
+                "`layermesh status` shows who is there."
+            )
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return MeshError(f"worker {self.name} at {self.address} did not answer in time. Is it overloaded, or asleep?")
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            return MeshError(f"what answers at {self.address} is no layermesh worker of this version. Check the address.")
+        return MeshError(f"worker {self.name} at {self.address}: {said}.")
+
+    async def close(self) -> None:
+        """Let go of it."""
+        await self._channel.close()
+
+    @contextmanager
+    def _calling(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.aio.AioRpcError as error:
+            raise self.explain(error) from error
+
+
+async def _drain(outgoing: "asyncio.Queue[pb.PrepareRequest]") -> AsyncIterator[pb.PrepareRequest]:
+    while True:
+        yield await outgoing.get()
+
+
+async def _send(reading: Reading, part: str, outgoing: "asyncio.Queue[pb.PrepareRequest]") -> None:
+    async for chunk in read_chunks(reading, part):
+        await outgoing.put(pb.PrepareRequest(chunk=chunk))
+
+
+async def _settle(sending: "asyncio.Task[None] | None") -> None:
+    """Raise what made sending fail: this machine's own files, most likely."""
+    if sending is not None and sending.done():
+        error = sending.exception()
+        if isinstance(error, LayermeshError):
+            raise error

@@ -1,0 +1,141 @@
+"""`layermesh worker`: run layers for whoever coordinates."""
+
+import asyncio
+import signal
+import socket
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from layermesh.interrupts import INTERRUPTED
+from layermesh.settings import OpeningOptions, device_budget, host_budget
+from layermesh.shared.addresses import format_address
+from layermesh.shared.errors import UsageError
+from layermesh.shared.library.home import home
+from layermesh.shared.machine_profile import MachineProfile
+from layermesh.shared.units import format_bytes, format_seconds, parse_bytes
+from layermesh.terminal import StatusLine, harmless, note
+from layermesh.worker.card_memory import CardMemory
+from layermesh.worker.host import LiveStage
+from layermesh.worker.identity import worker_id
+from layermesh.worker.machine import free_memory, pick_device, return_memory_promptly
+from layermesh.worker.opening import StageBudget
+from layermesh.worker.measuring import profile_machine
+from layermesh.worker.profile_cache import ProfileCache
+from layermesh.worker.server import Settings, WorkerServer
+from layermesh.worker.store import Store
+
+LOOK_SECONDS = 0.5  # between two drawings of the status line
+MAX_NAME = 63
+LEAST_BUDGET_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """What was said on the command line."""
+
+    name: str | None
+    host: str | None
+    port: int | None
+    announce: bool
+    store: Path | None
+    store_limit: str | None
+    quiet: bool
+
+
+def run_worker(options: OpeningOptions, worker: WorkerOptions) -> int:
+    """Serve until a signal comes, and return the exit code.
+
+    Raises UsageError for a port that is taken or a name that nobody could write, ResourceError for a device that is not here.
+    """
+    return_memory_promptly()
+    name = _name(worker.name)
+    device = pick_device(options.get("device"))
+    budget = _budget(options, device)
+    limit_bytes = None if worker.store_limit is None else _bytes(worker.store_limit, "--store-limit")
+    folder = worker.store or home() / "store"
+    with ExitStack() as held:
+        identity = held.enter_context(worker_id(folder))
+        if device.type != "cpu":
+            held.callback(CardMemory(device, budget.device_bytes).close)
+        store = Store(folder, limit_bytes)
+        if not worker.quiet:
+            note("measuring this machine …")
+        profile = profile_machine(device, folder, budget.device_bytes, budget.host_bytes, ProfileCache())
+        settings = Settings(identity, name, device, budget, worker.host, worker.port, worker.announce)
+        return asyncio.run(_serve(WorkerServer(settings, profile, store), settings, profile, quiet=worker.quiet))
+
+
+async def _serve(server: WorkerServer, settings: Settings, profile: MachineProfile, *, quiet: bool) -> int:
+    stopped: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    for number, code in ((signal.SIGTERM, 0), (signal.SIGINT, INTERRUPTED)):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            asyncio.get_running_loop().add_signal_handler(number, _stop, stopped, code)
+    line = StatusLine()
+    async with server:
+        note(_introduction(settings, profile, server))
+        while not stopped.done():
+            await asyncio.wait([stopped], timeout=LOOK_SECONDS)
+            if not quiet:
+                line.show("; ".join(map(_describe, server.stages)) or "waiting for work")
+        line.clear()
+        if not quiet:
+            note("leaving …")
+    return stopped.result()
+
+
+def _stop(stopped: "asyncio.Future[int]", code: int) -> None:
+    if not stopped.done():
+        stopped.set_result(code)
+
+
+def _introduction(settings: Settings, profile: MachineProfile, server: WorkerServer) -> str:
+    rates = [f"disk {format_bytes(profile.disk_rate)}/s"]
+    if profile.weight_rates:
+        form, rate = max(profile.weight_rates.items(), key=lambda item: item[1])
+        rates.append(f"{form} weights {format_bytes(rate)}/s")
+    address = format_address(settings.host or socket.gethostname(), server.port)
+    return (
+        f"worker {settings.name} at {address}: {settings.device}, {format_bytes(profile.device_bytes)} of memory, "
+        f"{', '.join(rates)}. Ctrl-C ends it."
+    )
+
+
+def _describe(live: LiveStage) -> str:
+    span = live.key.span
+    text = f"{harmless(live.model)[:40]} layers {span.start}–{span.end - 1}, {len(live.sessions)} sessions"
+    if live.runner.seconds_per_token:
+        text += f", {format_seconds(live.runner.seconds_per_token)}/token"
+    streamed = live.residency.streamed_bytes
+    return text + (f", {format_bytes(streamed)} from disk each" if streamed else "")
+
+
+def _name(name: str | None) -> str:
+    chosen = name or socket.gethostname().partition(".")[0] or "worker"
+    if len(chosen) > MAX_NAME or not chosen.isprintable() or not chosen.strip():
+        raise UsageError(f"a worker's name is a short line of text, not {chosen[:80]!r}. Say another --name.")
+    return chosen
+
+
+def _budget(options: OpeningOptions, device: torch.device) -> StageBudget:
+    host_bytes, device_bytes = host_budget(options), device_budget(options)
+    if device.type == "cpu":
+        given = [number for number in (host_bytes, device_bytes) if number is not None]
+        budget = StageBudget(min(given, default=free_memory(device)))
+    else:
+        beside = host_bytes or free_memory(torch.device("cpu")) // 2
+        budget = StageBudget(device_bytes or free_memory(device), "--device-memory", beside)
+    if budget.device_bytes < LEAST_BUDGET_BYTES:
+        raise UsageError(
+            f"{format_bytes(budget.device_bytes)} of memory hold no layer of any model. Give it more: {budget.flag} 1GB."
+        )
+    return budget
+
+
+def _bytes(text: str, flag: str) -> int:
+    try:
+        return parse_bytes(text)
+    except (ValueError, ArithmeticError) as error:
+        raise UsageError(f"{flag}: {error}.") from error

@@ -1,0 +1,1 @@
+"""The commands: what each takes, and what is refused before anything heavy is imported."""

@@ -1,0 +1,174 @@
+"""The stages that are alive on this machine, and the memory they share."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+
+from layermesh.shared.errors import BudgetError, MeshError, ResourceError
+from layermesh.shared.footprint import SequenceSize
+from layermesh.shared.frames import SessionId
+from layermesh.shared.prediction import predict
+from layermesh.shared.residency import Residency
+from layermesh.shared.stage_key import StageKey
+from layermesh.worker.opening import StageBudget
+from layermesh.worker.profiling import measure_profile
+from layermesh.worker.runner import StageRunner
+from layermesh.worker.stage import Stage
+
+T = TypeVar("T")
+OpenStage = Callable[[StageBudget], Stage]
+
+GRACE_SECONDS = 10.0  # between a stage's getting ready and the route that uses it
+IDLE_SECONDS = 300.0  # after which memory goes back to the rest of the machine
+PLANNING = SessionId("plan")
+PLANNED_TOKENS = (1024, 512, 256, 128)  # lengths of sequence to make room for, as far as memory goes
+
+
+@dataclass(slots=True)
+class LiveStage:
+    """A stage with the routes that use it; `seconds_per_token` is what was measured when it was opened."""
+
+    key: StageKey
+    model: str
+    runner: StageRunner
+    residency: Residency
+    seconds_per_token: float
+    used: float
+    routes: set[str] = field(default_factory=set)
+    sessions: dict[SessionId, str] = field(default_factory=dict)  # and the route each came on
+
+    @property
+    def in_use(self) -> bool:
+        """Whether somebody runs on it, or is about to."""
+        return bool(self.routes) or time.monotonic() - self.used < GRACE_SECONDS
+
+
+class Host:
+    """Opens stages within `budget`, and closes those that nobody uses when another needs their memory."""
+
+    def __init__(self, device: torch.device, budget: StageBudget) -> None:
+        self.device = device
+        self._budget = budget
+        self._stages: dict[StageKey, LiveStage] = {}
+        self._lock = asyncio.Lock()
+
+    @property
+    def stages(self) -> tuple[LiveStage, ...]:
+        """Those that are alive."""
+        return tuple(self._stages.values())
+
+    def find(self, key: StageKey) -> LiveStage | None:
+        """Return the stage by that key if it is alive."""
+        return self._stages.get(key)
+
+    def get(self, key: StageKey) -> LiveStage:
+        """Return the stage by that key; raises MeshError where there is none."""
+        live = self._stages.get(key)
+        if live is None:
+            raise MeshError(f"layers {key.span} are not ready here any more; they had to make room.")
+        return live
+
+    async def open(self, key: StageKey, model: str, open_stage: OpenStage) -> LiveStage:
+        """Return the stage by that key, opening it unless it is alive.
+
+        Raises BudgetError where there is no room for it, even without those that nobody uses.
+        """
+        async with self._lock:
+            if (live := self._stages.get(key)) is None:
+                await self._close(live for live in self.stages if not live.in_use)
+                budget = StageBudget(self._free_bytes(), self._budget.flag, self._budget.host_bytes)
+                live = await asyncio.to_thread(_open, key, model, open_stage, budget)
+                self._stages[key] = live
+            live.used = time.monotonic()
+            return live
+
+    async def reserve(self, live: LiveStage, session: SessionId, route: str, size: SequenceSize) -> Residency:
+        """Make room for a session that came on `route`. Raises BudgetError."""
+        live.sessions[session] = route
+        budget_bytes = self._free_bytes() + live.residency.total_bytes
+
+        def job(stage: Stage) -> Residency:
+            stage.allow(budget_bytes)
+            return _reserve(stage, session, size)
+
+        try:
+            live.residency = await self._call(live, job)
+        except BaseException:
+            live.sessions.pop(session, None)
+            raise
+        return live.residency
+
+    async def release(self, live: LiveStage, session: SessionId) -> None:
+        """Forget a session."""
+        live.sessions.pop(session, None)
+        live.used = time.monotonic()
+        await self._call(live, lambda stage: stage.release(session))
+
+    def enter(self, live: LiveStage, route: str) -> None:
+        """Note that `route` uses a stage."""
+        live.routes.add(route)
+
+    async def leave(self, live: LiveStage, route: str) -> None:
+        """Note that `route` is gone, and forget its sessions."""
+        live.routes.discard(route)
+        live.used = time.monotonic()
+        for session in [session for session, of in live.sessions.items() if of == route]:
+            await self.release(live, session)
+
+    async def close_idle(self) -> None:
+        """Give the memory back of stages that nobody has used for a while."""
+        async with self._lock:
+            now = time.monotonic()
+            await self._close(live for live in self.stages if not live.in_use and now - live.used > IDLE_SECONDS)
+
+    async def close(self) -> None:
+        """Close everything."""
+        async with self._lock:
+            await self._close(self.stages)
+
+    async def _close(self, stages: Iterable[LiveStage]) -> None:
+        for live in list(stages):
+            del self._stages[live.key]
+            await asyncio.to_thread(live.runner.close)
+
+    async def _call(self, live: LiveStage, job: Callable[[Stage], T]) -> T:
+        return await asyncio.wrap_future(live.runner.call(job))
+
+    def _free_bytes(self) -> int:
+        return self._budget.device_bytes - sum(live.residency.total_bytes for live in self.stages)
+
+
+def _open(key: StageKey, model: str, open_stage: OpenStage, budget: StageBudget) -> LiveStage:
+    stage = open_stage(budget)
+    try:
+        residency = _reserve_for_plan(stage)
+        prediction = predict([residency], measure_profile(stage))
+    except BaseException:
+        stage.close()
+        raise
+    runner = StageRunner(stage, str(key.span))
+    return LiveStage(key, model, runner, residency, prediction.seconds_per_token, time.monotonic())
+
+
+def _reserve_for_plan(stage: Stage) -> Residency:
+    """Make room for as long a sequence as memory has room for, of those that are usual."""
+    for num_tokens in PLANNED_TOKENS:
+        try:
+            residency = _reserve(stage, PLANNING, SequenceSize(num_tokens, num_tokens // 2))
+        except BudgetError:
+            if num_tokens == PLANNED_TOKENS[-1]:
+                raise
+        else:
+            stage.release(PLANNING)
+            return residency
+    raise ResourceError("there is no room for any sequence.")
+
+
+def _reserve(stage: Stage, session: SessionId, size: SequenceSize) -> Residency:
+    stage.reserve(session, size)
+    assert stage.residency is not None
+    return stage.residency

@@ -1,0 +1,65 @@
+"""The workers that frames go on to, each by one lasting stream."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import grpc
+import grpc.aio
+
+from layermesh.protos import mesh_pb2 as pb
+from layermesh.protos.mesh_pb2_grpc import WorkerServiceStub
+from layermesh.shared.grpc_options import CHANNEL_OPTIONS
+
+Lost = Callable[[str, str], None]
+
+
+class Neighbours:
+    """Sends frames to other workers; `lost` is told the address of one that went away, and why."""
+
+    def __init__(self, lost: Lost) -> None:
+        self._lost = lost
+        self._streams: dict[str, _Stream] = {}
+
+    def send(self, address: str, parts: Sequence[pb.FramePart]) -> None:
+        """Send the parts of frames to the worker at `address`, in order."""
+        stream = self._streams.get(address)
+        if stream is None:
+            stream = self._streams[address] = _Stream(address, self._end)
+        for part in parts:
+            stream.queue.put_nowait(part)
+
+    async def close(self) -> None:
+        """End all streams."""
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            await stream.close()
+
+    def _end(self, address: str, why: str) -> None:
+        if self._streams.pop(address, None) is not None:
+            self._lost(address, why)
+
+
+class _Stream:
+    def __init__(self, address: str, ended: Lost) -> None:
+        self.queue: asyncio.Queue[pb.FramePart] = asyncio.Queue()
+        self._address = address
+        self._ended = ended
+        self._task = asyncio.create_task(self._carry())
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _carry(self) -> None:
+        why = "it ended the connection"
+        try:
+            async with grpc.aio.insecure_channel(self._address, CHANNEL_OPTIONS) as channel:
+                async for _ in WorkerServiceStub(channel).Forward(self._requests()):
+                    pass
+        except grpc.aio.AioRpcError as error:
+            why = error.details() or error.code().name
+        self._ended(self._address, why)
+
+    async def _requests(self) -> AsyncIterator[pb.ForwardRequest]:
+        while True:
+            yield pb.ForwardRequest(frame=await self.queue.get())

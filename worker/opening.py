@@ -1,0 +1,48 @@
+"""From a checkpoint to a stage of some of its layers."""
+
+from dataclasses import dataclass
+
+import torch
+
+from layermesh.shared.checkpoints import Checkpoint
+from layermesh.shared.checkpoints.json_files import read_object
+from layermesh.shared.model.blocks import BlockTable, build_block_table
+from layermesh.shared.model.checking import blaming, check_config
+from layermesh.shared.model.definition import ModelDefinition, define_model
+from layermesh.shared.spans import LayerSpan
+from layermesh.worker.stage import Stage
+
+
+@dataclass(frozen=True, slots=True)
+class StageBudget:
+    """Bytes that a stage may take on its device, with the flag that allows more, and on the host beside a card."""
+
+    device_bytes: int
+    flag: str = "--host-memory"
+    host_bytes: int | None = None
+
+
+def define(checkpoint: Checkpoint, dtype: torch.dtype, *, fast_path: bool) -> tuple[ModelDefinition, BlockTable]:
+    """Build what `checkpoint` describes, and divide it into blocks.
+
+    Raises ModelError and its kin for a model that cannot be run.
+    """
+    check_config(checkpoint, read_object(checkpoint.config_dir / "config.json"))
+    with blaming(checkpoint):
+        definition = define_model(checkpoint.config_dir, dtype)
+        return definition, build_block_table(checkpoint, definition, fast_path=fast_path)
+
+
+def open_stage(
+    checkpoint: Checkpoint,
+    definition: ModelDefinition,
+    table: BlockTable,
+    span: LayerSpan,
+    device: torch.device,
+    budget: StageBudget,
+    *,
+    has_head: bool = True,
+) -> Stage:
+    """Open a stage of `span`, to which `definition` belongs from then on; the last one has the head if it is to."""
+    with blaming(checkpoint):
+        return Stage(definition, table, span, device, budget.device_bytes, budget.flag, budget.host_bytes, has_head=has_head)

@@ -1,0 +1,197 @@
+"""Making a span ready: find out what the model is, fetch what is lacking, open the stage."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import grpc
+import grpc.aio
+import torch
+from layermesh.shared.manifest import MAX_MANIFEST_BYTES, Manifest
+from layermesh.shared.model.embedding_use import needs_embeddings_everywhere
+from layermesh.worker.own_models import find_own
+from layermesh.worker.store import Store, StoredModel
+
+from layermesh.protos import mesh_pb2 as pb
+from layermesh.protos.mesh_pb2_grpc import WorkerServiceStub
+from layermesh.shared.checkpoints import Checkpoint
+from layermesh.shared.errors import CheckpointError, MeshError
+from layermesh.shared.grpc_options import CHANNEL_OPTIONS
+from layermesh.shared.model.blocks import BlockTable
+from layermesh.shared.model.definition import ModelDefinition
+from layermesh.shared.stage_key import StageKey
+from layermesh.shared.wire import MANIFEST, PROTOCOL_VERSION
+from layermesh.worker.host import Host, LiveStage
+from layermesh.worker.opening import StageBudget, define, open_stage
+from layermesh.worker.stage import Stage
+
+NUM_TRIES = 2  # of a part that comes damaged
+
+
+class Coordinator(Protocol):
+    """Whoever asked for a span: has every part of the model, and wants to know how far things are."""
+
+    def want(self, part: str, offset: int) -> AsyncIterator[pb.Chunk]:
+        """Ask for a part from `offset` on; the last chunk has the hash of the whole."""
+        ...
+
+    def progress(self, done_bytes: int, total_bytes: int, doing: str) -> None:
+        """Say how far it is."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A stage that is ready, and how many bytes had to be fetched for it."""
+
+    stage: LiveStage
+    fetched_bytes: int
+
+
+class Preparer:
+    """Makes spans ready on `host`, from what `store` keeps, what lies on this machine anyway, and what others send."""
+
+    def __init__(self, host: Host, store: Store) -> None:
+        self._host = host
+        self._store = store
+        self._own: dict[str, Checkpoint | None] = {}
+        self._lock = asyncio.Lock()
+
+    async def prepare(self, start: pb.PrepareStart, coordinator: Coordinator) -> Prepared:
+        """Return the stage that `start` asks for.
+
+        Raises what opening a model raises, DiskFullError, BudgetError, and MeshError where what is lacking does not come.
+        """
+        key = StageKey.parse(start.key)
+        if self._lock.locked():
+            coordinator.progress(0, 0, "waiting until another model is ready")
+        async with self._lock:
+            if (live := self._host.find(key)) is not None:
+                return Prepared(await self._host.open(key, live.model, _no_opening), 0)
+            checkpoint = await self._find_own(start)
+            if checkpoint is not None:
+                return Prepared(await self._open(key, start.model, checkpoint, None), 0)
+            stored, manifest_bytes = await self._stored(key, coordinator)
+            with self._store.in_use(key.fingerprint):
+                checkpoint = stored.checkpoint()
+                made = await asyncio.to_thread(define, checkpoint, _dtype(key), fast_path=key.fast_path)
+                fetched = await self._fetch(key, stored, made[0], coordinator, start.sources)
+                return Prepared(await self._open(key, start.model, checkpoint, made), manifest_bytes + fetched)
+
+    async def _find_own(self, start: pb.PrepareStart) -> Checkpoint | None:
+        fingerprint = start.key.fingerprint
+        if fingerprint not in self._own:
+            self._own[fingerprint] = await asyncio.to_thread(find_own, start.model, start.revision or None, fingerprint)
+        return self._own[fingerprint]
+
+    async def _stored(self, key: StageKey, coordinator: Coordinator) -> tuple[StoredModel, int]:
+        """Return what is stored of the model, and how many bytes it took to learn what model that is."""
+        stored = await asyncio.to_thread(self._store.get, key.fingerprint)
+        if stored is not None:
+            return stored, 0
+        coordinator.progress(0, 0, "learning what model it is")
+        data = bytearray()
+        async for chunk in coordinator.want(MANIFEST, 0):
+            data += chunk.data
+            if len(data) > MAX_MANIFEST_BYTES:
+                raise MeshError("what should describe a model is larger than any description.")
+        manifest = Manifest.parse(bytes(data))
+        if manifest.fingerprint != key.fingerprint:
+            raise MeshError("the coordinator described another model than the one it asked for.")
+        return await asyncio.to_thread(self._store.add, manifest), len(data)
+
+    async def _fetch(
+        self,
+        key: StageKey,
+        stored: StoredModel,
+        definition: ModelDefinition,
+        coordinator: Coordinator,
+        sources: Sequence[str],
+    ) -> int:
+        """Fetch the parts that are lacking, and return how many bytes that took."""
+        manifest = stored.manifest
+        everywhere = key.span.start == 0 or needs_embeddings_everywhere(definition)
+        parts = manifest.parts_for(key.span, with_head=key.has_head, with_embeddings=everywhere)
+        missing = stored.missing(parts)
+        total_bytes = stored.missing_bytes(missing)
+        await asyncio.to_thread(self._store.make_room, total_bytes, [key.fingerprint])
+        fetched = 0
+        for part in missing:
+
+            def tell(num_bytes: int, part: str = part, before: int = fetched) -> None:
+                coordinator.progress(before + num_bytes, total_bytes, f"fetching {part}")
+
+            fetched += await self._fetch_part(stored, part, coordinator, sources, tell)
+        return fetched
+
+    async def _fetch_part(
+        self,
+        stored: StoredModel,
+        part: str,
+        coordinator: Coordinator,
+        sources: Sequence[str],
+        tell: Callable[[int], None],
+    ) -> int:
+        for address in sources:
+            try:
+                return await _receive(stored, part, _fetch_from(address, stored.manifest.fingerprint, part), tell)
+            except (grpc.aio.AioRpcError, CheckpointError):
+                continue  # it has not got it, or it went away: the next one, and at last the coordinator
+        for number in range(NUM_TRIES):
+            try:
+                return await _receive(stored, part, lambda offset: coordinator.want(part, offset), tell)
+            except CheckpointError:
+                if number + 1 == NUM_TRIES:
+                    raise
+        raise AssertionError
+
+    async def _open(
+        self, key: StageKey, model: str, checkpoint: Checkpoint, made: tuple[ModelDefinition, BlockTable] | None
+    ) -> LiveStage:
+        def opening(budget: StageBudget) -> Stage:
+            definition, table = made or define(checkpoint, _dtype(key), fast_path=key.fast_path)
+            if key.span.end > definition.num_layers or (key.has_head and key.span.end < definition.num_layers):
+                raise MeshError(f"{model} has {definition.num_layers} layers and was to run {key.span} here.")
+            return open_stage(checkpoint, definition, table, key.span, self._host.device, budget, has_head=key.has_head)
+
+        return await self._host.open(key, model, opening)
+
+
+async def _receive(
+    stored: StoredModel, part: str, source: Callable[[int], AsyncIterator[pb.Chunk]], tell: Callable[[int], None]
+) -> int:
+    """Write what `source` sends of a part, from where an earlier try ended, and return how many bytes came."""
+    with stored.receiving(part) as writer:
+        fetched, sha256 = 0, b""
+        writing: asyncio.Future[None] | None = None
+        async for chunk in source(writer.offset):
+            if writing is not None:
+                await writing  # one chunk is written while the next one comes
+            writing = asyncio.get_running_loop().run_in_executor(None, writer.write, chunk.data)
+            fetched += len(chunk.data)
+            sha256 = chunk.sha256
+            tell(fetched)
+        if writing is not None:
+            await writing
+        await asyncio.to_thread(writer.finish, sha256)
+        return fetched
+
+
+def _fetch_from(address: str, fingerprint: str, part: str) -> Callable[[int], AsyncIterator[pb.Chunk]]:
+    async def chunks(offset: int) -> AsyncIterator[pb.Chunk]:
+        request = pb.FetchRequest(version=PROTOCOL_VERSION, fingerprint=fingerprint, part=part, offset=offset)
+        async with grpc.aio.insecure_channel(address, CHANNEL_OPTIONS) as channel:
+            async for response in WorkerServiceStub(channel).Fetch(request):
+                yield response.chunk
+
+    return chunks
+
+
+def _dtype(key: StageKey) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, key.dtype)
+    return dtype
+
+
+def _no_opening(_budget: StageBudget) -> Stage:
+    raise MeshError("the stage was closed a moment ago. Ask again.")

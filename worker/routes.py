@@ -1,0 +1,131 @@
+"""The routes that pass through this worker: where frames come from, which stage runs them, and where they go."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from layermesh.protos import mesh_pb2 as pb
+from layermesh.shared.errors import MeshError
+from layermesh.shared.frames import Failure, Frame, Outcome
+from layermesh.shared.problems import to_problem
+from layermesh.shared.stage_key import StageKey
+from layermesh.shared.wire import Envelope, HopTime, Scores, envelope_parts, scores_parts
+from layermesh.worker.host import Host
+from layermesh.worker.neighbours import Neighbours
+
+Reply = Callable[[pb.ForwardResponse], None]
+
+MAX_HOPS = 1024
+MAX_WAITING = 4096  # frames of sweeps of which not all have come
+
+
+@dataclass(slots=True)
+class RouteHere:
+    """A route of which this worker is a part: its hops, in order, and who is told what becomes of its frames."""
+
+    id: str
+    epoch: int
+    hops: Sequence[tuple[str, StageKey]]  # where, and what runs there
+    reply: Reply
+    waiting: dict[tuple[int, int], list[Envelope]] = field(default_factory=dict)  # by hop and sweep
+
+
+class Routes:
+    """Knows the routes, runs their frames on the stages of `host` and sends them on. For the event loop's thread only."""
+
+    def __init__(self, name: str, host: Host) -> None:
+        self._name = name
+        self._host = host
+        self._routes: dict[str, RouteHere] = {}
+        self._neighbours = Neighbours(self._lost)
+        self._loop = asyncio.get_running_loop()
+
+    def enter(self, route: pb.Route, reply: Reply) -> RouteHere:
+        """Take note of a route; raises MeshError where it makes no sense or its stage is not ready."""
+        if not 0 < len(route.hops) <= MAX_HOPS or route.hop >= len(route.hops) or not route.id:
+            raise MeshError(f"a route of {len(route.hops)} hops makes no sense.")
+        known = self._routes.get(route.id)
+        if known is not None and known.epoch >= route.epoch:
+            raise MeshError(f"route {route.id} has had epoch {route.epoch} already.")
+        here = RouteHere(route.id, route.epoch, [(hop.address, StageKey.parse(hop.key)) for hop in route.hops], reply)
+        live = self._host.get(here.hops[route.hop][1])
+        self._host.enter(live, route.id)
+        self._routes[route.id] = here
+        return here
+
+    async def leave(self, here: RouteHere) -> None:
+        """Forget a route and the sessions that came on it."""
+        if self._routes.get(here.id) is here:
+            del self._routes[here.id]
+            for live in self._host.stages:
+                if here.id in live.routes:
+                    await self._host.leave(live, here.id)
+
+    def run(self, envelope: Envelope) -> None:
+        """Run a frame as soon as all of its sweep have come; one of a route that is not known any more is dropped."""
+        here = self._routes.get(envelope.route)
+        if here is None or envelope.frame.epoch != here.epoch or envelope.hop >= len(here.hops):
+            return
+        place = (envelope.hop, envelope.sweep)
+        together = here.waiting.setdefault(place, [])
+        together.append(envelope)
+        if len(together) < envelope.sweep_size:
+            if sum(map(len, here.waiting.values())) > MAX_WAITING:
+                self._fail(here, MeshError("too many frames wait for others of their sweep."))
+            return
+        del here.waiting[place]
+        try:
+            live = self._host.get(here.hops[envelope.hop][1])
+        except MeshError as error:
+            self._fail(here, error)
+            return
+        live.runner.run(together, lambda ran, time: self._ran(here, ran, time))
+
+    async def close(self) -> None:
+        """Let go of the neighbours."""
+        await self._neighbours.close()
+
+    def _ran(self, here: RouteHere, ran: Sequence[tuple[Envelope, Outcome]], time: HopTime) -> None:
+        """From a stage's thread: pack what became of the frames, and hand it to the event loop."""
+        passing = [envelope for envelope, outcome in ran if isinstance(outcome, Frame)]
+        onward: list[pb.FramePart] = []
+        back: list[pb.ForwardResponse] = []
+        for envelope, outcome in ran:
+            if isinstance(outcome, Frame):
+                onward += envelope_parts(envelope.passed(outcome, len(passing), time))
+            elif isinstance(outcome, Failure):
+                back.append(pb.ForwardResponse(failure=self._failure(here, outcome)))
+            else:
+                scores = Scores(here.id, here.epoch, outcome, (*envelope.times, time))
+                back += [pb.ForwardResponse(logits=part) for part in scores_parts(scores)]
+        hop = ran[0][0].hop + 1
+        if hop == len(here.hops):
+            back += [pb.ForwardResponse(frame=part) for part in onward]
+            onward = []
+        self._loop.call_soon_threadsafe(self._send, here, hop, onward, back)
+
+    def _send(self, here: RouteHere, hop: int, onward: Sequence[pb.FramePart], back: Sequence[pb.ForwardResponse]) -> None:
+        for response in back:
+            here.reply(response)
+        if onward:
+            self._neighbours.send(here.hops[hop][0], onward)
+
+    def _failure(self, here: RouteHere, failure: Failure) -> pb.FrameFailure:
+        return pb.FrameFailure(
+            route=here.id,
+            epoch=here.epoch,
+            session=failure.session,
+            step=failure.step,
+            worker=self._name,
+            problem=to_problem(failure.error),
+        )
+
+    def _fail(self, here: RouteHere, error: MeshError) -> None:
+        failure = pb.FrameFailure(route=here.id, epoch=here.epoch, worker=self._name, problem=to_problem(error))
+        here.reply(pb.ForwardResponse(failure=failure))
+
+    def _lost(self, address: str, why: str) -> None:
+        """Tell every route that goes on to `address` that nobody answers there."""
+        for here in list(self._routes.values()):
+            if any(address == hop for hop, _ in here.hops):
+                self._fail(here, MeshError(f"the next worker, at {address}, went away ({why})."))

@@ -1,0 +1,141 @@
+"""A stage at work in a thread of its own: receive, run, send."""
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from layermesh.shared.errors import LayermeshError, MeshError
+from layermesh.shared.frames import Failure, Outcome, SessionId
+from layermesh.shared.wire import Envelope, HopTime
+from layermesh.worker.stage import Stage
+
+T = TypeVar("T")
+Deliver = Callable[[list[tuple[Envelope, Outcome]], HopTime], None]
+
+RECENT = 32  # sweeps over which a median is taken
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Frames that came together, when they came, and who wants to know what becomes of them."""
+
+    envelopes: Sequence[Envelope]
+    since: float
+    deliver: Deliver
+
+    @property
+    def sessions(self) -> set[SessionId]:
+        return {envelope.frame.session for envelope in self.envelopes}
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """Something else to be done with the stage between two sweeps."""
+
+    job: Callable[[Stage], Any]
+    future: "Future[Any]"
+
+
+class StageRunner:
+    """Owns `stage` and everything that happens to it, one after the other.
+
+    Frames that wait when a sweep begins share it, whichever routes they belong to, as long as no session has two of them.
+    """
+
+    def __init__(self, stage: Stage, name: str) -> None:
+        self._stage = stage
+        self._inbox: queue.SimpleQueue[_Group | _Call | None] = queue.SimpleQueue()
+        self._waiting: deque[_Group | _Call] = deque()
+        self._recent: deque[float] = deque(maxlen=RECENT)
+        self._thread = threading.Thread(target=self._work, name=f"stage-{name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def seconds_per_token(self) -> float:
+        """Median of the recent sweeps with one token of one session; 0 before there were any."""
+        recent = sorted(self._recent)
+        return recent[len(recent) // 2] if recent else 0.0
+
+    def run(self, envelopes: Sequence[Envelope], deliver: Deliver) -> None:
+        """Run frames of different sessions in the same sweep; `deliver` is called from the stage's thread."""
+        self._inbox.put(_Group(envelopes, time.monotonic(), deliver))
+
+    def call(self, job: Callable[[Stage], T]) -> "Future[T]":
+        """Do `job` between two sweeps."""
+        future: Future[T] = Future()
+        self._inbox.put(_Call(job, future))
+        return future
+
+    def close(self) -> None:
+        """Finish what is under way, and give the stage's memory back."""
+        self._inbox.put(None)
+        self._thread.join()
+        self._stage.close()
+
+    def _work(self) -> None:
+        while self._receive():
+            first = self._waiting.popleft()
+            if isinstance(first, _Call):
+                _do(first, self._stage)
+            else:
+                self._run([first, *self._companions(first)])
+
+    def _receive(self) -> bool:
+        """Take in what has come, and wait for something if nothing has; False at the end."""
+        while not self._waiting or not self._inbox.empty():
+            item = self._inbox.get()
+            if item is None:
+                return False
+            self._waiting.append(item)
+        return True
+
+    def _companions(self, first: _Group) -> list[_Group]:
+        """Take from the head of the queue the groups that can share a sweep with `first`."""
+        aboard, companions = first.sessions, []
+        while self._waiting and isinstance(group := self._waiting[0], _Group) and not aboard & group.sessions:
+            aboard |= group.sessions
+            companions.append(group)
+            self._waiting.popleft()
+        return companions
+
+    def _run(self, groups: Sequence[_Group]) -> None:
+        began = time.monotonic()
+        outcomes = self._outcomes([envelope for group in groups for envelope in group.envelopes])
+        seconds = time.monotonic() - began
+        if sum(len(envelope.frame.token_ids) for group in groups for envelope in group.envelopes) == 1:
+            self._recent.append(seconds)
+        for group in groups:
+            paired = [(envelope, outcomes[envelope.frame.session]) for envelope in group.envelopes]
+            group.deliver(paired, HopTime(began - group.since, seconds))
+
+    def _outcomes(self, envelopes: Sequence[Envelope]) -> dict[SessionId, Outcome]:
+        outcomes: dict[SessionId, Outcome] = {}
+        fit = []
+        for envelope in envelopes:
+            try:
+                self._stage.check(envelope.frame)
+                fit.append(envelope.frame)
+            except LayermeshError as error:
+                outcomes[envelope.frame.session] = Failure(envelope.frame.session, envelope.frame.step, error)
+        try:
+            ran: list[Outcome] = self._stage.forward(fit) if fit else []
+        except Exception as error:  # whatever it was, nobody may wait for an answer in vain
+            ours = error if isinstance(error, LayermeshError) else MeshError(f"{type(error).__name__}: {error}")
+            ran = [Failure(frame.session, frame.step, ours) for frame in fit]
+        return outcomes | {outcome.session: outcome for outcome in ran}
+
+
+def _do(call: _Call, stage: Stage) -> None:
+    if not call.future.set_running_or_notify_cancel():
+        return
+    try:
+        result = call.job(stage)
+    except BaseException as error:
+        call.future.set_exception(error)
+    else:
+        call.future.set_result(result)

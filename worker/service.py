@@ -1,0 +1,246 @@
+"""What a worker answers over gRPC: thin, every decision is made elsewhere."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import grpc
+import grpc.aio
+from layermesh.shared.profile_wire import profile_to_proto
+from layermesh.worker.store import Store
+
+from layermesh import __version__
+from layermesh.protos import mesh_pb2 as pb
+from layermesh.protos.mesh_pb2_grpc import WorkerServiceServicer
+from layermesh.shared.chunks import read_chunks
+from layermesh.shared.errors import CheckpointError, LayermeshError, MeshError
+from layermesh.shared.footprint import SequenceSize
+from layermesh.shared.frames import SessionId
+from layermesh.shared.machine_profile import MachineProfile
+from layermesh.shared.problems import to_problem
+from layermesh.shared.stage_key import StageKey
+from layermesh.shared.wire import MAX_NAME, MAX_TOKENS, PROTOCOL_VERSION, FrameAssembler
+from layermesh.worker.host import Host, LiveStage
+from layermesh.worker.preparing import Preparer
+from layermesh.worker.routes import RouteHere, Routes
+
+MAX_ECHO_BYTES = 2 << 20
+Context = grpc.aio.ServicerContext
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a worker is: `id` lasts, whatever the `name` and the `addresses` (HOST:PORT) are."""
+
+    id: str
+    name: str
+    device: str
+    addresses: Callable[[], list[str]]
+
+
+class WorkerService(WorkerServiceServicer):
+    """The worker's side of protos/mesh.proto."""
+
+    def __init__(self, identity: Identity, profile: MachineProfile, host: Host, store: Store, routes: Routes) -> None:
+        self._identity = identity
+        self._profile = profile
+        self._host = host
+        self._store = store
+        self._routes = routes
+        self._preparer = Preparer(host, store)
+
+    async def Describe(
+        self, request: pb.DescribeRequest, context: Context
+    ) -> pb.DescribeResponse:
+        """Who this is, what it has and what it runs; any version may ask."""
+        return pb.DescribeResponse(
+            version=PROTOCOL_VERSION,
+            worker_id=self._identity.id,
+            name=self._identity.name,
+            software=__version__,
+            device=self._identity.device,
+            profile=profile_to_proto(self._profile),
+            running=[_running(live) for live in self._host.stages],
+            stored=await asyncio.to_thread(self._stored),
+            addresses=self._identity.addresses(),
+        )
+
+    async def Echo(
+        self, request: pb.EchoRequest, context: Context
+    ) -> pb.EchoResponse:
+        """As many bytes as asked for."""
+        return pb.EchoResponse(payload=bytes(min(request.num_bytes, MAX_ECHO_BYTES)))
+
+    async def Prepare(
+        self,
+        request_iterator: AsyncIterator[pb.PrepareRequest],
+        context: Context,
+    ) -> AsyncIterator[pb.PrepareResponse]:
+        """Make a span ready, and tell how far that is."""
+        first = await anext(request_iterator, None)
+        if first is None or first.WhichOneof("kind") != "start":
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a preparation begins with what to prepare")
+        assert first is not None
+        await _check_version(first.start.version, context)
+        caller = _Caller(request_iterator)
+        task = asyncio.create_task(self._prepare(first.start, caller))
+        try:
+            async for response in caller.responses():
+                yield response
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def Forward(
+        self,
+        request_iterator: AsyncIterator[pb.ForwardRequest],
+        context: Context,
+    ) -> AsyncIterator[pb.ForwardResponse]:
+        """Carry frames for as long as the stream lasts; its routes end with it."""
+        responses: asyncio.Queue[pb.ForwardResponse | None] = asyncio.Queue()
+        routes: list[RouteHere] = []
+        task = asyncio.create_task(self._receive(request_iterator, responses, routes))
+        try:
+            while (response := await responses.get()) is not None:
+                yield response
+        finally:
+            task.cancel()
+            for here in routes:
+                await self._routes.leave(here)
+
+    async def Reserve(
+        self, request: pb.ReserveRequest, context: Context
+    ) -> pb.ReserveResponse:
+        """Make room for a session."""
+        others = 0
+        try:
+            if not 0 < len(request.session) <= MAX_NAME or request.num_tokens > MAX_TOKENS * 16:
+                raise MeshError(f"a session of {request.num_tokens} tokens makes no sense.")
+            live = self._host.get(StageKey.parse(request.key))
+            others = len(live.sessions.keys() - {request.session})
+            size = SequenceSize(request.num_tokens, request.num_new)
+            residency = await self._host.reserve(live, SessionId(request.session), request.route, size)
+        except (LayermeshError, ValueError) as error:
+            return pb.ReserveResponse(problem=to_problem(error, busy=others > 0))
+        return pb.ReserveResponse(resident_bytes=residency.resident_bytes, streamed_bytes=residency.streamed_bytes)
+
+    async def Release(
+        self, request: pb.ReleaseRequest, context: Context
+    ) -> pb.ReleaseResponse:
+        """Forget a session; one that is not known is no error."""
+        live = self._host.find(StageKey.parse(request.key))
+        if live is not None:
+            await self._host.release(live, SessionId(request.session))
+        return pb.ReleaseResponse()
+
+    async def Fetch(
+        self, request: pb.FetchRequest, context: Context
+    ) -> AsyncIterator[pb.FetchResponse]:
+        """Hand out a part of a model to another worker."""
+        await _check_version(request.version, context)
+        stored = await asyncio.to_thread(self._store.get, request.fingerprint)
+        if stored is None or request.part not in stored.manifest.parts or stored.missing([request.part]):
+            await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such part here")
+        assert stored is not None
+        with self._store.in_use(request.fingerprint):
+            try:
+                async for chunk in read_chunks(stored.read(request.part, request.offset), request.part):
+                    yield pb.FetchResponse(chunk=chunk)
+            except CheckpointError as error:
+                await context.abort(grpc.StatusCode.DATA_LOSS, str(error))
+
+    def _stored(self) -> list[pb.StoredModel]:
+        return [
+            pb.StoredModel(fingerprint=model.fingerprint, name=model.name, num_bytes=model.num_bytes, parts=model.parts)
+            for model in self._store.models()
+        ]
+
+    async def _prepare(self, start: pb.PrepareStart, caller: "_Caller") -> None:
+        try:
+            prepared = await self._preparer.prepare(start, caller)
+        except Exception as error:  # whatever it was, the caller is told
+            busy = any(live.in_use for live in self._host.stages)
+            caller.end(pb.PrepareResponse(failed=to_problem(error, busy=busy)))
+        else:
+            caller.end(pb.PrepareResponse(ready=_ready(prepared.stage, prepared.fetched_bytes)))
+
+    async def _receive(
+        self,
+        requests: AsyncIterator[pb.ForwardRequest],
+        responses: "asyncio.Queue[pb.ForwardResponse | None]",
+        routes: list[RouteHere],
+    ) -> None:
+        assembler = FrameAssembler()
+        try:
+            async for request in requests:
+                if request.WhichOneof("kind") == "route":
+                    routes.append(self._routes.enter(request.route, responses.put_nowait))
+                    responses.put_nowait(pb.ForwardResponse(accepted=pb.RouteAccepted()))
+                elif (envelope := assembler.add(request.frame)) is not None:
+                    self._routes.run(envelope)
+        except (LayermeshError, ValueError) as error:
+            failure = pb.FrameFailure(worker=self._identity.name, problem=to_problem(error))
+            responses.put_nowait(pb.ForwardResponse(failure=failure))
+        finally:
+            responses.put_nowait(None)
+
+
+class _Caller:
+    """Whoever called Prepare: asked for parts and told of progress on the same stream."""
+
+    def __init__(self, requests: AsyncIterator[pb.PrepareRequest]) -> None:
+        self._requests = requests
+        self._responses: asyncio.Queue[pb.PrepareResponse | None] = asyncio.Queue()
+
+    async def want(self, part: str, offset: int) -> AsyncIterator[pb.Chunk]:
+        self._responses.put_nowait(pb.PrepareResponse(wanted=pb.Wanted(part=part, offset=offset)))
+        async for request in self._requests:
+            chunk = request.chunk
+            if chunk.part != part:
+                raise MeshError(f"asked for {part}, the coordinator sent {chunk.part[:80]!r}.")
+            yield chunk
+            if chunk.sha256:
+                return
+        raise MeshError(f"the coordinator went away while it sent {part}.")
+
+    def progress(self, done_bytes: int, total_bytes: int, doing: str) -> None:
+        progress = pb.PrepareProgress(done_bytes=done_bytes, total_bytes=total_bytes, doing=doing)
+        self._responses.put_nowait(pb.PrepareResponse(progress=progress))
+
+    def end(self, response: pb.PrepareResponse) -> None:
+        self._responses.put_nowait(response)
+        self._responses.put_nowait(None)
+
+    async def responses(self) -> AsyncIterator[pb.PrepareResponse]:
+        while (response := await self._responses.get()) is not None:
+            yield response
+
+
+def _ready(live: LiveStage, fetched_bytes: int) -> pb.PrepareReady:
+    return pb.PrepareReady(
+        fetched_bytes=fetched_bytes,
+        resident_bytes=live.residency.resident_bytes,
+        streamed_bytes=live.residency.streamed_bytes,
+        seconds_per_token=live.seconds_per_token,
+    )
+
+
+def _running(live: LiveStage) -> pb.RunningSpan:
+    return pb.RunningSpan(
+        key=live.key.to_proto(),
+        num_sessions=len(live.sessions),
+        resident_bytes=live.residency.resident_bytes,
+        streamed_bytes=live.residency.streamed_bytes,
+        seconds_per_token=live.runner.seconds_per_token,
+        total_bytes=live.residency.total_bytes,
+        in_use=live.in_use,
+    )
+
+
+async def _check_version(version: int, context: Context) -> None:
+    if version != PROTOCOL_VERSION:
+        await context.abort(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            f"it speaks version {PROTOCOL_VERSION} of the protocol (layermesh {__version__}), and was spoken to in "
+            f"{version}. Install the same layermesh on both",
+        )
