@@ -50,7 +50,7 @@ def _search(costs: RouteCosts, orders: list[list[int]]) -> Way:
 def _orders(costs: RouteCosts) -> Iterator[list[int]]:
     """Order all workers so that hops are short, both ways round; then dealt out like cards to two, three and more places."""
     near, tour = nearest_first(costs), shorten(costs, nearest_next(costs))
-    for num_places in range(1, costs.num_workers):
+    for num_places in range(1, max(costs.num_workers, 2)):
         for order in (near, tour):
             dealt = [worker for place in range(num_places) for worker in order[place::num_places]]
             yield from (dealt, dealt[::-1])
