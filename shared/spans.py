@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, order=True)
 class LayerSpan:
-    """The half-open range `[start, end)` of a model's layers, counted from zero."""
+    """The half-open range `[start, end)` of a model's layers, counted from zero; of no layers where the two are equal."""
 
     start: int
     end: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start < self.end:
-            raise ValueError(f"a span runs from its start up to a larger end, not [{self.start}, {self.end})")
+        if not 0 <= self.start <= self.end:
+            raise ValueError(f"a span runs from its start up to an end that is not smaller, not [{self.start}, {self.end})")
 
     def __len__(self) -> int:
         return self.end - self.start

@@ -22,7 +22,7 @@ def test_impossible_divisions_are_refused_with_their_numbers(num_layers, num_sta
         LayerSpan.divide(num_layers, num_stages)
 
 
-@pytest.mark.parametrize(("start", "end"), [(2, 2), (3, 2), (-1, 2)])
+@pytest.mark.parametrize(("start", "end"), [(3, 2), (-1, 2), (-1, -1)])
 def test_spans_that_are_none_are_refused(start, end):
     with pytest.raises(ValueError, match=rf"\[{start}, {end}\)"):
         LayerSpan(start, end)
@@ -32,3 +32,9 @@ def test_a_span_is_half_open():
     span = LayerSpan(2, 5)
     assert (len(span), list(span), str(span)) == (3, [2, 3, 4], "[2, 5)")
     assert [layer in span for layer in (1, 2, 4, 5, "2")] == [False, True, True, False, False]
+
+
+@pytest.mark.parametrize("bound", [0, 2])
+def test_a_span_may_be_empty(bound):
+    span = LayerSpan(bound, bound)
+    assert (len(span), list(span), bound in span) == (0, [], False)
