@@ -38,7 +38,7 @@ class Announcement:
             raise ValueError(f"a worker's name is a short line of text, not {self.name!r}")
         if not 0 < self.version < 1 << 16 or not 0 < self.port < 1 << 16:
             raise ValueError(f"versions and ports run from 1 to 65535, not {self.version} and {self.port}")
-        if len(self.addresses) > MOST_ADDRESSES or not all(map(_is_reachable, self.addresses)):
+        if len(self.addresses) > MOST_ADDRESSES or not all(map(is_reachable, self.addresses)):
             raise ValueError(f"a worker has a few IP addresses, not {self.addresses}")
 
     @property
@@ -71,20 +71,20 @@ def read_announcement(
         raise ValueError(f"{instance!r} speaks for {worker_id!r}")
     if not _NUMBER.fullmatch(version):
         raise ValueError(f"{instance!r} speaks version {version!r}")
-    reachable = tuple(filter(_is_reachable, addresses))[:MOST_ADDRESSES]
+    reachable = tuple(filter(is_reachable, addresses))[:MOST_ADDRESSES]
     return Announcement(worker_id.decode("ascii"), name.decode(), int(version), port or 0, reachable)
+
+
+def is_reachable(text: str) -> bool:
+    """Tell whether one machine can be connected to there, and on a link that is named where that matters."""
+    if not is_ip_address(text):
+        return False
+    address = ipaddress.ip_address(text)
+    if address.is_multicast or address.is_unspecified:
+        return False
+    return not address.is_reserved if address.version == 4 else not address.is_link_local or "%" in text
 
 
 def _is_name(text: str) -> bool:
     fits = 0 < len(text) <= _NAME_CHARS and len(text.encode(errors="replace")) <= _NAME_BYTES
     return fits and text.isprintable() and text == text.strip()
-
-
-def _is_reachable(text: str) -> bool:
-    """Whether somebody can be connected to there: one machine, and on a link that is named where there are several."""
-    if not is_ip_address(text):
-        return False
-    address = ipaddress.ip_address(text)
-    if address.is_multicast or address.is_unspecified or address.is_reserved:
-        return False
-    return not address.is_link_local or address.version == 4 or "%" in text

@@ -1,6 +1,7 @@
 """Multicast DNS on all networks of this machine, as they come and go."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
@@ -36,6 +37,9 @@ class Multicast:
 
     def start(self) -> None:
         """Begin."""
+        library = logging.getLogger("zeroconf")
+        if library.level == logging.WARNING:  # as it sets itself, and tells each socket's troubles with tracebacks
+            library.setLevel(logging.CRITICAL)
         self._thread.start()
 
     def close(self) -> None:
@@ -52,7 +56,7 @@ class Multicast:
         while not stopped.done():
             try:
                 await self._serve(stopped)
-            except (OSError, RuntimeError, Error) as error:
+            except (OSError, RuntimeError, ValueError, Error) as error:
                 self._note(f"multicast DNS does not work here ({error or type(error).__name__})")
                 await asyncio.wait({stopped}, timeout=self._poll_seconds)
 
@@ -78,5 +82,6 @@ class Multicast:
 def _sockets(interfaces: Sequence[Interface]) -> list[str | int]:
     """What to listen on and speak from: each IPv4 address, and each interface that has IPv6, by its number."""
     by_address = [address for each in interfaces for address in each.addresses if ":" not in address]
-    by_index = [each.index for each in interfaces if any(":" in address for address in each.addresses)]
+    with_links = [each for each in interfaces if not each.is_loopback]  # which has no IPv6 multicast
+    by_index = [each.index for each in with_links if any(":" in address for address in each.addresses)]
     return [*by_address, *by_index]

@@ -8,7 +8,7 @@ from typing import Final, Self
 from zeroconf import ServiceInfo
 from zeroconf.asyncio import AsyncZeroconf
 
-from layermesh.shared.announcement import MOST_ADDRESSES, SERVICE_TYPE, Announcement
+from layermesh.shared.announcement import MOST_ADDRESSES, SERVICE_TYPE, Announcement, is_reachable
 from layermesh.shared.interfaces import Interface, addresses_of
 from layermesh.shared.multicast import POLL_SECONDS, Multicast
 
@@ -38,7 +38,7 @@ class Announcer:
         self._multicast.close()
 
     async def _tend(self, node: AsyncZeroconf, interfaces: tuple[Interface, ...]) -> None:
-        addresses = self._given.addresses or addresses_of(interfaces)[:MOST_ADDRESSES]
+        addresses = self._given.addresses or tuple(filter(is_reachable, addresses_of(interfaces)))[:MOST_ADDRESSES]
         current = replace(self._given, addresses=addresses)
         if node is not self._node:
             await node.async_register_service(_describe(current), cooperating_responders=True)
