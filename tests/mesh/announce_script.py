@@ -1,4 +1,4 @@
-"""Announce a worker until stdin ends: `announce_script.py ID NAME PORT`. Says when it began, by the system's clock of all hosts."""
+"""Announce a worker until stdin ends: `announce_script.py ID NAME PORT`; says when it began, by the clock of all hosts."""
 
 import logging
 import sys

@@ -32,8 +32,7 @@ def packets(rng: random.Random) -> list[bytes]:
         for record in (info.dns_pointer(), info.dns_service(), info.dns_text(), *info.dns_addresses()):
             if rng.random() < 0.8:
                 out.add_answer_at_time(record, 0)
-        for packet in out.packets():
-            made.append(packet[: rng.randrange(12, len(packet) + 1)] if rng.random() < 0.3 else packet)
+        made += [packet[: rng.randrange(12, len(packet) + 1)] if rng.random() < 0.3 else packet for packet in out.packets()]
     return made
 
 
