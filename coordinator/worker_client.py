@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import grpc
 import grpc.aio
-from layermesh.coordinator.planner import Link
+from layermesh.coordinator.machines import Link
 
 from layermesh import __version__
 from layermesh.protos import mesh_pb2 as pb

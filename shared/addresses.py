@@ -65,3 +65,9 @@ def _nonsense(text: str) -> UsageError:
         f"{text!r} is no address of a worker. Write HOST or HOST:PORT, like 192.168.1.7:{DEFAULT_PORT}, den-pc.local or "
         f"[fe80::1%eth0]:{DEFAULT_PORT}."
     )
+
+
+def is_loopback(address: str) -> bool:
+    """Whether "HOST:PORT" leads to the machine that says it."""
+    host, _ = parse_address(address)
+    return host == "localhost" or (is_ip_address(host) and ipaddress.ip_address(host).is_loopback)

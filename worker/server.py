@@ -58,7 +58,6 @@ class WorkerServer:
         self._store = store
         self._host = Host(settings.device, settings.budget)
         self._open = AsyncExitStack()
-        self._announcer: Announcer | None = None
 
     async def __aenter__(self) -> Self:
         try:
@@ -78,11 +77,6 @@ class WorkerServer:
         """What runs here."""
         return self._host.stages
 
-    @property
-    def problem(self) -> str | None:
-        """Why nobody may find it by itself; None as far as is known."""
-        return None if self._announcer is None else self._announcer.problem
-
     async def _start(self) -> None:
         settings = self._settings
         self._open.push_async_callback(self._host.close)
@@ -101,7 +95,7 @@ class WorkerServer:
         self._open.callback(tidying.cancel)
         if settings.announce:
             announcement = Announcement(settings.worker_id, settings.name, PROTOCOL_VERSION, self.port)
-            self._announcer = self._open.enter_context(Announcer(announcement))
+            self._open.enter_context(Announcer(announcement))
 
     async def _tidy(self) -> None:
         while True:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
@@ -25,7 +26,10 @@ from layermesh.worker.preparing import Preparer
 from layermesh.worker.routes import RouteHere, Routes
 
 MAX_ECHO_BYTES = 2 << 20
-Context = grpc.aio.ServicerContext
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
+else:
+    Context = grpc.aio.ServicerContext
 
 
 @dataclass(frozen=True, slots=True)
