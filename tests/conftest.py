@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -25,5 +26,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+os.environ["LAYERMESH_ALONE"] = "1"  # tests of the mesh say so themselves
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
