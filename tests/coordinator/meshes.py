@@ -39,33 +39,34 @@ def star(*machines: Machine, seconds: float = 1e-3, rate: float = 100.0) -> Link
 
 @st.composite
 def layer_costs(draw: st.DrawFn) -> LayerCost:
-    loaded = draw(st.sampled_from([50, 200, 400, 1200])) * MB
+    loaded = draw(st.sampled_from([200, 50, 400, 1200])) * MB
     stored = loaded // draw(st.sampled_from([1, 2]))
     return LayerCost(loaded, stored, draw(st.integers(0, 100)) * MB, draw(st.none() | st.just(loaded // 4)))
 
 
 @st.composite
 def models(draw: st.DrawFn, max_layers: int) -> ModelCost:
-    alike = st.tuples(layer_costs(), st.integers(1, max_layers)).map(lambda drawn: [drawn[0]] * drawn[1])
-    layers = draw(alike | st.lists(layer_costs(), min_size=1, max_size=max_layers))
+    num_layers = draw(st.integers(1, max_layers))
+    alike = layer_costs().map(lambda layer: [layer] * num_layers)
+    layers = draw(alike | st.lists(layer_costs(), min_size=num_layers, max_size=num_layers))
     head, logits_bytes = draw(layer_costs()), draw(st.sampled_from([0, 200_000, 2_000_000]))
-    return ModelCost(tuple(layers), head, "int4", draw(st.integers(0, 300)) * MB, 16384, logits_bytes)
+    return ModelCost(tuple(layers), head, "int4", draw(st.integers(0, 100)) * MB, 16384, logits_bytes)
 
 
 @st.composite
 def profiles(draw: st.DrawFn) -> MachineProfile:
-    memory, disk, compute = draw(st.integers(1, 60)) * 100 * MB, draw(st.integers(1, 30)) * 0.1 * GB, draw(st.integers(1, 60))
+    memory, disk, compute = draw(st.integers(2, 40)) * 100 * MB, draw(st.integers(1, 30)) * 0.1 * GB, draw(st.integers(1, 60))
     host, bus = draw(st.just((0, 0.0)) | st.tuples(st.integers(1, 80).map(lambda size: size * 100 * MB), st.just(12.0 * GB)))
     return MachineProfile(memory, host, bus, disk, {"int4": compute * GB})
 
 
-LINKS = st.builds(Link, st.floats(1e-5, 0.2), st.floats(1 * MB, 1000 * MB))
+LINKS = st.builds(Link, st.sampled_from([2e-4, 1e-3, 2e-3, 5e-3, 0.1]), st.sampled_from([100.0 * MB, 10.0 * MB, 1.0 * MB]))
 DELAYS = st.floats(0, 1e-3)
 
 
 @st.composite
 def meshes(draw: st.DrawFn, max_machines: int) -> tuple[list[Machine], Links]:
-    names = draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=max_machines, unique=True))
+    names = draw(st.permutations(NAMES))[: draw(st.integers(1, max_machines))]
     has_coordinator = draw(st.booleans())
     machines = [
         Machine(name, draw(profiles()), draw(DELAYS), draw(st.floats(0.5, 4)), has_coordinator and name == names[0])

@@ -87,8 +87,8 @@ def test_no_single_machine_is_faster_than_the_mesh(model, mesh):
 
 
 @settings(deadline=None)
-@given(models(20), meshes(6), st.data())
-def test_a_plan_predicts_what_its_parts_do(model, mesh, data):
+@given(models(20), meshes(6))
+def test_a_plan_predicts_what_its_parts_do(model, mesh):
     machines, links = mesh
     plan = plan_or_none(model, machines, links)
     assume(plan is not None)
