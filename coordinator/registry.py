@@ -7,12 +7,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from layermesh.coordinator.browsing import Browser
-from layermesh.coordinator.machines import Link
-from layermesh.shared.addresses import format_address, is_loopback, parse_address
-
 from layermesh.coordinator.event_loop import EventLoop
+from layermesh.coordinator.planning.machines import Link
 from layermesh.coordinator.worker_client import WorkerClient
 from layermesh.protos import mesh_pb2 as pb
+from layermesh.shared.addresses import format_address, is_loopback, parse_address
 from layermesh.shared.errors import MeshError
 from layermesh.shared.wire import PROTOCOL_VERSION
 

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import grpc
 import grpc.aio
-from layermesh.coordinator.machines import Link
 
 from layermesh import __version__
+from layermesh.coordinator.planning.machines import Link
 from layermesh.protos import mesh_pb2 as pb
 from layermesh.protos.mesh_pb2_grpc import WorkerServiceStub
 from layermesh.shared.chunks import Reading, read_chunks

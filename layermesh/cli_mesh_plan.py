@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from layermesh.coordinator.mesh_plan import PlannedStage
+from layermesh.coordinator.planning.mesh_plan import PlannedStage
 from layermesh.mesh import LayerMesh
 from layermesh.shared.units import format_bytes, format_seconds
 from layermesh.terminal import harmless, print_json
@@ -64,5 +64,3 @@ def _to_dict(stage: PlannedStage) -> dict[str, object]:
         "seconds": stage.seconds,
         "bottleneck": stage.bottleneck,
     }
-
-

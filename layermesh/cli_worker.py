@@ -21,8 +21,8 @@ from layermesh.worker.card_memory import CardMemory
 from layermesh.worker.host import LiveStage
 from layermesh.worker.identity import worker_id
 from layermesh.worker.machine import free_memory, pick_device, return_memory_promptly
-from layermesh.worker.opening import StageBudget
 from layermesh.worker.measuring import profile_machine
+from layermesh.worker.opening import StageBudget
 from layermesh.worker.profile_cache import ProfileCache
 from layermesh.worker.server import Settings, WorkerServer
 from layermesh.worker.store import Store

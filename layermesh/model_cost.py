@@ -1,6 +1,6 @@
 """What an opened model asks of machines, for the planner."""
 
-from layermesh.coordinator.model_cost import LayerCost, ModelCost
+from layermesh.coordinator.planning.model_cost import LayerCost, ModelCost
 from layermesh.local import LocalModel
 from layermesh.shared.footprint import Footprint, SequenceSize
 from layermesh.shared.model.blocks import Block

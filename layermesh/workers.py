@@ -4,16 +4,16 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from layermesh.coordinator.machines import Links, Machine
 from layermesh.coordinator.mesh_pipeline import MeshPipeline
-from layermesh.coordinator.mesh_plan import MeshPlan, predict_mesh
-from layermesh.coordinator.model_cost import ModelCost
 from layermesh.coordinator.plan import StagePlan
-from layermesh.coordinator.planner import plan_mesh
+from layermesh.coordinator.planning.machines import Links, Machine
+from layermesh.coordinator.planning.mesh_plan import MeshPlan, predict_mesh
+from layermesh.coordinator.planning.model_cost import ModelCost
+from layermesh.coordinator.planning.planner import plan_mesh
+from layermesh.coordinator.planning.running import Running, running_parts, spread_evenly
+from layermesh.coordinator.planning.what_if import imagine
 from layermesh.coordinator.registry import Peer, Registry
 from layermesh.coordinator.remote_route import RemoteHop, RemoteRoute
-from layermesh.coordinator.what_if import imagine
-from layermesh.coordinator.running import Running, running_parts, spread_evenly
 from layermesh.local import WORKER_NAME, LocalModel
 from layermesh.model_cost import model_cost
 from layermesh.protos import mesh_pb2 as pb

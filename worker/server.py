@@ -14,17 +14,17 @@ import torch
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health_service
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
-from layermesh.shared.addresses import DEFAULT_PORT, format_address
-from layermesh.shared.announcement import Announcement
-from layermesh.shared.interfaces import addresses_of, local_interfaces
-from layermesh.worker.announcing import Announcer
 from layermesh.worker.store import Store
 
 from layermesh.protos.mesh_pb2_grpc import add_WorkerServiceServicer_to_server
+from layermesh.shared.addresses import DEFAULT_PORT, format_address
+from layermesh.shared.announcement import Announcement
 from layermesh.shared.errors import UsageError
 from layermesh.shared.grpc_options import SERVER_OPTIONS
+from layermesh.shared.interfaces import addresses_of, local_interfaces
 from layermesh.shared.machine_profile import MachineProfile
 from layermesh.shared.wire import PROTOCOL_VERSION
+from layermesh.worker.announcing import Announcer
 from layermesh.worker.host import Host, LiveStage
 from layermesh.worker.opening import StageBudget
 from layermesh.worker.routes import Routes

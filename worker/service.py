@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
-from layermesh.shared.profile_wire import profile_to_proto
 from layermesh.worker.store import Store
 
 from layermesh import __version__
@@ -19,6 +18,7 @@ from layermesh.shared.footprint import SequenceSize
 from layermesh.shared.frames import SessionId
 from layermesh.shared.machine_profile import MachineProfile
 from layermesh.shared.problems import to_problem
+from layermesh.shared.profile_wire import profile_to_proto
 from layermesh.shared.stage_key import StageKey
 from layermesh.shared.wire import MAX_NAME, MAX_TOKENS, PROTOCOL_VERSION, FrameAssembler
 from layermesh.worker.host import Host, LiveStage
@@ -53,9 +53,7 @@ class WorkerService(WorkerServiceServicer):
         self._routes = routes
         self._preparer = Preparer(host, store)
 
-    async def Describe(
-        self, request: pb.DescribeRequest, context: Context
-    ) -> pb.DescribeResponse:
+    async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:
         """Who this is, what it has and what it runs; any version may ask."""
         return pb.DescribeResponse(
             version=PROTOCOL_VERSION,
@@ -69,9 +67,7 @@ class WorkerService(WorkerServiceServicer):
             addresses=self._identity.addresses(),
         )
 
-    async def Echo(
-        self, request: pb.EchoRequest, context: Context
-    ) -> pb.EchoResponse:
+    async def Echo(self, request: pb.EchoRequest, context: Context) -> pb.EchoResponse:
         """As many bytes as asked for."""
         return pb.EchoResponse(payload=bytes(min(request.num_bytes, MAX_ECHO_BYTES)))
 
@@ -112,9 +108,7 @@ class WorkerService(WorkerServiceServicer):
             for here in routes:
                 await self._routes.leave(here)
 
-    async def Reserve(
-        self, request: pb.ReserveRequest, context: Context
-    ) -> pb.ReserveResponse:
+    async def Reserve(self, request: pb.ReserveRequest, context: Context) -> pb.ReserveResponse:
         """Make room for a session."""
         others = 0
         try:
@@ -128,18 +122,14 @@ class WorkerService(WorkerServiceServicer):
             return pb.ReserveResponse(problem=to_problem(error, busy=others > 0))
         return pb.ReserveResponse(resident_bytes=residency.resident_bytes, streamed_bytes=residency.streamed_bytes)
 
-    async def Release(
-        self, request: pb.ReleaseRequest, context: Context
-    ) -> pb.ReleaseResponse:
+    async def Release(self, request: pb.ReleaseRequest, context: Context) -> pb.ReleaseResponse:
         """Forget a session; one that is not known is no error."""
         live = self._host.find(StageKey.parse(request.key))
         if live is not None:
             await self._host.release(live, SessionId(request.session))
         return pb.ReleaseResponse()
 
-    async def Fetch(
-        self, request: pb.FetchRequest, context: Context
-    ) -> AsyncIterator[pb.FetchResponse]:
+    async def Fetch(self, request: pb.FetchRequest, context: Context) -> AsyncIterator[pb.FetchResponse]:
         """Hand out a part of a model to another worker."""
         await _check_version(request.version, context)
         stored = await asyncio.to_thread(self._store.get, request.fingerprint)

@@ -12,9 +12,9 @@ import sys
 import time
 from pathlib import Path
 
-from layermesh.coordinator.machines import Link, Links, Machine
-from layermesh.coordinator.model_cost import LayerCost, ModelCost
-from layermesh.coordinator.planner import plan_mesh
+from layermesh.coordinator.planning.machines import Link, Links, Machine
+from layermesh.coordinator.planning.model_cost import LayerCost, ModelCost
+from layermesh.coordinator.planning.planner import plan_mesh
 from layermesh.shared.machine_profile import MachineProfile
 
 RESULTS = Path(__file__).parent / "results" / "planning.json"

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from layermesh.coordinator.plan import Plan, StagePlan, predict
+from layermesh.coordinator.plan import Plan, StagePlan
+from layermesh.shared.prediction import predict
 from layermesh.shared.profile import Profile
 from layermesh.shared.residency import plan_residency
 from layermesh.shared.spans import LayerSpan

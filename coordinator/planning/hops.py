@@ -5,8 +5,8 @@ from typing import Final
 
 import numpy as np
 
-from layermesh.coordinator.route_costs import RouteCosts
-from layermesh.coordinator.span_sizes import Reals
+from layermesh.coordinator.planning.route_costs import RouteCosts
+from layermesh.coordinator.planning.span_sizes import Reals
 
 NUM_ROUNDS: Final = 3  # of moving everybody once
 

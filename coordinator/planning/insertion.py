@@ -5,9 +5,9 @@ from typing import Final
 
 import numpy as np
 
-from layermesh.coordinator.route_costs import RouteCosts
-from layermesh.coordinator.span_sizes import Reals
-from layermesh.coordinator.way import Passage, Way
+from layermesh.coordinator.planning.route_costs import RouteCosts
+from layermesh.coordinator.planning.span_sizes import Reals
+from layermesh.coordinator.planning.way import Passage, Way
 
 LEAST_GAIN: Final = 1e-9  # of a token's time; less is rounding
 

@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from layermesh.coordinator.machines import Machine
-from layermesh.coordinator.mesh_plan import Part
-
+from layermesh.coordinator.planning.machines import Machine
+from layermesh.coordinator.planning.mesh_plan import Part
 from layermesh.shared.spans import LayerSpan
 
 

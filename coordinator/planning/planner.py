@@ -6,15 +6,15 @@ from typing import Final
 
 import numpy as np
 
-from layermesh.coordinator.division import MARGIN, Choice, Division, Order, acceptable_seconds, divide
-from layermesh.coordinator.exact_search import ExactSearch
-from layermesh.coordinator.machines import Links, Machine
-from layermesh.coordinator.mesh_plan import MeshPlan, Part, predict_mesh
-from layermesh.coordinator.model_cost import ModelCost
-from layermesh.coordinator.order_search import search_orders
-from layermesh.coordinator.route_costs import RouteCosts, route_costs
-from layermesh.coordinator.span_sizes import SpanTable
-from layermesh.coordinator.stage_cost import stage_floor
+from layermesh.coordinator.planning.division import MARGIN, Choice, Division, Order, acceptable_seconds, divide
+from layermesh.coordinator.planning.exact_search import ExactSearch
+from layermesh.coordinator.planning.machines import Links, Machine
+from layermesh.coordinator.planning.mesh_plan import MeshPlan, Part, predict_mesh
+from layermesh.coordinator.planning.model_cost import ModelCost
+from layermesh.coordinator.planning.order_search import search_orders
+from layermesh.coordinator.planning.route_costs import RouteCosts, route_costs
+from layermesh.coordinator.planning.span_sizes import SpanTable
+from layermesh.coordinator.planning.stage_cost import stage_floor
 from layermesh.shared.errors import BudgetError
 from layermesh.shared.spans import LayerSpan
 

@@ -7,17 +7,17 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from layermesh.coordinator.machines import Machine
-from layermesh.coordinator.model_cost import LayerCost, ModelCost
-from layermesh.coordinator.span_sizes import SpanTable
-from layermesh.coordinator.stage_cost import StageCosts, stage_costs, stage_floor
+from layermesh.coordinator.planning.machines import Machine
+from layermesh.coordinator.planning.model_cost import LayerCost, ModelCost
+from layermesh.coordinator.planning.span_sizes import SpanTable
+from layermesh.coordinator.planning.stage_cost import StageCosts, stage_costs, stage_floor
 from layermesh.shared.checkpoints.tensors import StoredTensor
 from layermesh.shared.errors import BudgetError
 from layermesh.shared.machine_profile import MachineProfile
 from layermesh.shared.model.blocks import Block, BlockTensor
 from layermesh.shared.model.recipes import Copy
 from layermesh.shared.residency import HostRoom, plan_residency
-from tests.coordinator.meshes import GB, MB, machine, uniform
+from tests.coordinator.planning.meshes import GB, MB, machine, uniform
 
 ROW_BYTES = 64
 

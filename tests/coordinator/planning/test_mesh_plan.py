@@ -2,12 +2,12 @@ from dataclasses import replace
 
 import pytest
 
-from layermesh.coordinator.machines import Link, Links, Machine
-from layermesh.coordinator.mesh_plan import Part, predict_mesh
+from layermesh.coordinator.planning.machines import Link, Links, Machine
+from layermesh.coordinator.planning.mesh_plan import Part, predict_mesh
 from layermesh.shared.errors import BudgetError
 from layermesh.shared.machine_profile import MachineProfile
 from layermesh.shared.spans import LayerSpan
-from tests.coordinator.meshes import GB, machine, star, uniform
+from tests.coordinator.planning.meshes import GB, machine, star, uniform
 
 ATTIC, DEN, DESK = machine("attic", 5), machine("den-pc", 5), machine("desk", 1, is_coordinator=True)
 

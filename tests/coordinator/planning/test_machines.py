@@ -2,9 +2,9 @@ from dataclasses import replace
 
 import pytest
 
-from layermesh.coordinator.machines import Link, Links, Machine
-from layermesh.coordinator.model_cost import LayerCost, ModelCost
-from tests.coordinator.meshes import machine, uniform
+from layermesh.coordinator.planning.machines import Link, Links, Machine
+from layermesh.coordinator.planning.model_cost import LayerCost, ModelCost
+from tests.coordinator.planning.meshes import machine, uniform
 
 NEAR = {"attic": Link(2e-3, 1e7), "den-pc": Link(1e-3, 1e8)}
 

@@ -7,11 +7,11 @@ from typing import Final
 
 import numpy as np
 
-from layermesh.coordinator.division import MARGIN, Choice, Order, acceptable_seconds
-from layermesh.coordinator.hops import nearest_first, nearest_next, shorten
-from layermesh.coordinator.insertion import improve
-from layermesh.coordinator.route_costs import RouteCosts
-from layermesh.coordinator.way import Passage, Way
+from layermesh.coordinator.planning.division import MARGIN, Choice, Order, acceptable_seconds
+from layermesh.coordinator.planning.hops import nearest_first, nearest_next, shorten
+from layermesh.coordinator.planning.insertion import improve
+from layermesh.coordinator.planning.route_costs import RouteCosts
+from layermesh.coordinator.planning.way import Passage, Way
 
 WORK: Final = 100_000_000  # cells of tables to go through: some tenths of a second
 NUM_FIRST: Final = 4  # orders that are tried in any case

@@ -5,15 +5,15 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from layermesh.coordinator.division import MARGIN
-from layermesh.coordinator.machines import Link, Links, Machine
-from layermesh.coordinator.mesh_plan import MeshPlan, Part, predict_mesh
-from layermesh.coordinator.model_cost import LayerCost, ModelCost
-from layermesh.coordinator.planner import plan_mesh
+from layermesh.coordinator.planning.division import MARGIN
+from layermesh.coordinator.planning.machines import Link, Links, Machine
+from layermesh.coordinator.planning.mesh_plan import MeshPlan, Part, predict_mesh
+from layermesh.coordinator.planning.model_cost import LayerCost, ModelCost
+from layermesh.coordinator.planning.planner import plan_mesh
 from layermesh.shared.errors import BudgetError
 from layermesh.shared.machine_profile import MachineProfile
 from layermesh.shared.spans import LayerSpan
-from tests.coordinator.meshes import GB, MB, least_seconds, machine, meshes, models, star, summary, uniform
+from tests.coordinator.planning.meshes import GB, MB, least_seconds, machine, meshes, models, star, summary, uniform
 
 ROUNDING = 1e-9
 

@@ -4,9 +4,9 @@ from itertools import combinations
 
 import numpy as np
 
-from layermesh.coordinator.division import Choice, Order, acceptable_seconds
-from layermesh.coordinator.route_costs import RouteCosts
-from layermesh.coordinator.span_sizes import Reals
+from layermesh.coordinator.planning.division import Choice, Order, acceptable_seconds
+from layermesh.coordinator.planning.route_costs import RouteCosts
+from layermesh.coordinator.planning.span_sizes import Reals
 
 Workers = frozenset[int]
 

@@ -6,9 +6,9 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from layermesh.coordinator.machines import Machine
-from layermesh.coordinator.model_cost import ModelCost
-from layermesh.coordinator.span_sizes import Reals, SpanSizes
+from layermesh.coordinator.planning.machines import Machine
+from layermesh.coordinator.planning.model_cost import ModelCost
+from layermesh.coordinator.planning.span_sizes import Reals, SpanSizes
 from layermesh.shared.residency import LOOK_AHEAD, MOST_SLOTS
 
 NUM_SLOTS: Final = 1 + LOOK_AHEAD

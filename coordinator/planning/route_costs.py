@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from layermesh.coordinator.machines import Links, Machine
-from layermesh.coordinator.model_cost import ModelCost
-from layermesh.coordinator.span_sizes import Reals, SpanTable
-from layermesh.coordinator.stage_cost import stage_costs
+from layermesh.coordinator.planning.machines import Links, Machine
+from layermesh.coordinator.planning.model_cost import ModelCost
+from layermesh.coordinator.planning.span_sizes import Reals, SpanTable
+from layermesh.coordinator.planning.stage_cost import stage_costs
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,11 @@ from itertools import combinations, pairwise, permutations
 import numpy as np
 from hypothesis import strategies as st
 
-from layermesh.coordinator.machines import Link, Links, Machine
-from layermesh.coordinator.mesh_plan import MeshPlan, Part
-from layermesh.coordinator.model_cost import LayerCost, ModelCost
-from layermesh.coordinator.span_sizes import SpanTable
-from layermesh.coordinator.stage_cost import stage_costs
+from layermesh.coordinator.planning.machines import Link, Links, Machine
+from layermesh.coordinator.planning.mesh_plan import MeshPlan, Part
+from layermesh.coordinator.planning.model_cost import LayerCost, ModelCost
+from layermesh.coordinator.planning.span_sizes import SpanTable
+from layermesh.coordinator.planning.stage_cost import stage_costs
 from layermesh.shared.machine_profile import MachineProfile
 from layermesh.shared.spans import LayerSpan
 

@@ -7,10 +7,10 @@ from typing import Final
 
 import numpy as np
 
-from layermesh.coordinator.machines import Links, Machine
-from layermesh.coordinator.model_cost import ModelCost
-from layermesh.coordinator.span_sizes import SpanTable
-from layermesh.coordinator.stage_cost import StageBottleneck, stage_costs, stage_floor
+from layermesh.coordinator.planning.machines import Links, Machine
+from layermesh.coordinator.planning.model_cost import ModelCost
+from layermesh.coordinator.planning.span_sizes import SpanTable
+from layermesh.coordinator.planning.stage_cost import StageBottleneck, stage_costs, stage_floor
 from layermesh.shared.errors import BudgetError
 from layermesh.shared.spans import LayerSpan
 

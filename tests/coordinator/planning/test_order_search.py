@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 
-from layermesh.coordinator.division import divide
-from layermesh.coordinator.exact_search import ExactSearch
-from layermesh.coordinator.hops import nearest_first, nearest_next, shorten
-from layermesh.coordinator.machines import Link, Links, Machine
-from layermesh.coordinator.order_search import search_orders
-from layermesh.coordinator.route_costs import RouteCosts, route_costs
+from layermesh.coordinator.planning.division import divide
+from layermesh.coordinator.planning.exact_search import ExactSearch
+from layermesh.coordinator.planning.hops import nearest_first, nearest_next, shorten
+from layermesh.coordinator.planning.machines import Link, Links, Machine
+from layermesh.coordinator.planning.order_search import search_orders
+from layermesh.coordinator.planning.route_costs import RouteCosts, route_costs
 from layermesh.shared.machine_profile import MachineProfile
-from tests.coordinator.meshes import GB, MB, meshes, models, uniform
+from tests.coordinator.planning.meshes import GB, MB, meshes, models, uniform
 
 ROUNDING = 1e-9
 

@@ -7,8 +7,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from layermesh.coordinator.route_costs import RouteCosts
-from layermesh.coordinator.span_sizes import Reals
+from layermesh.coordinator.planning.route_costs import RouteCosts
+from layermesh.coordinator.planning.span_sizes import Reals
 
 MARGIN: Final = 0.01  # of a token's time: what a plan may take longer that has fewer hops or does not move layers about
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from layermesh.coordinator.machines import Link, Machine
+from layermesh.coordinator.planning.machines import Link, Machine
 from layermesh.shared.errors import UsageError
 from layermesh.shared.machine_profile import MachineProfile
 from layermesh.shared.units import parse_bytes

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from layermesh.coordinator.division import Order
-from layermesh.coordinator.route_costs import RouteCosts
-from layermesh.coordinator.span_sizes import Reals
+from layermesh.coordinator.planning.division import Order
+from layermesh.coordinator.planning.route_costs import RouteCosts
+from layermesh.coordinator.planning.span_sizes import Reals
 
 
 @dataclass(frozen=True, slots=True)

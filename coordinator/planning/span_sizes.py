@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from layermesh.coordinator.model_cost import ModelCost
+from layermesh.coordinator.planning.model_cost import ModelCost
 
 Reals = NDArray[np.float64]  # bytes are exact in them up to 2 ** 53
 Bounds = int | NDArray[np.int_]
