@@ -34,6 +34,7 @@ def own_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
 
     for name in [name for name in os.environ if name.startswith("LAYERMESH_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("LAYERMESH_ALONE", "1")
     monkeypatch.setenv("LAYERMESH_HOME", str(tmp_path_factory.getbasetemp() / "layermesh-home"))
 
 
