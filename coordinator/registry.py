@@ -10,10 +10,12 @@ from layermesh.coordinator.browsing import Browser
 from layermesh.coordinator.event_loop import EventLoop
 from layermesh.coordinator.planning.machines import Link
 from layermesh.coordinator.worker_client import WorkerClient
+from layermesh.coordinator.worker_info import RunningInfo, StoredInfo, WorkerInfo
 from layermesh.protos import mesh_pb2 as pb
 from layermesh.shared.addresses import format_address, is_loopback, parse_address
 from layermesh.shared.errors import MeshError
-from layermesh.shared.wire import PROTOCOL_VERSION
+from layermesh.shared.profile_wire import profile_from_proto
+from layermesh.shared.spans import LayerSpan
 
 LOOK_SECONDS = 1.5  # how long the first look around may take
 LINK_SECONDS = 60.0  # after which a link is measured again
@@ -87,6 +89,22 @@ class Registry:
         """
         return self.loop.run(self._find(self._addresses()))
 
+    def survey(self) -> list[WorkerInfo]:
+        """Return everybody who was named or announced, whether or not they answer, ordered by name."""
+        places = self._addresses()
+
+        async def ask() -> list[WorkerInfo]:
+            answers = await asyncio.gather(*map(self._ask, places.values()))
+            return [_info(place, addresses, answer) for (place, addresses), answer in zip(places.items(), answers, strict=True)]
+
+        found = {info.worker_id: info for info in self.loop.run(ask())}
+        return sorted(found.values(), key=lambda info: (info.name, info.worker_id))
+
+    @property
+    def problem(self) -> str | None:
+        """Why nobody can be found unless named; None as far as is known."""
+        return None if self._browser is None else self._browser.problem
+
     def _addresses(self) -> dict[str, list[str]]:
         """Where to look for each worker: whoever was named at that address, announced ones at any of theirs."""
         places = {address: [address] for address in self._named}
@@ -95,8 +113,7 @@ class Registry:
         patience = max(self._began + LOOK_SECONDS - time.monotonic(), 0)
         found = self._browser.wait(patience, lambda _: False) if patience else self._browser.found()
         for announcement in found:
-            if announcement.version == PROTOCOL_VERSION or announcement.version:
-                places[announcement.worker_id] = [format_address(host, announcement.port) for host in announcement.addresses]
+            places[announcement.worker_id] = [format_address(host, announcement.port) for host in announcement.addresses]
         return places
 
     async def _find(self, places: dict[str, list[str]]) -> list[Peer]:
@@ -110,23 +127,62 @@ class Registry:
                 raise answer
             else:
                 notices.append(str(answer))
-        self.notices = (*notices, *([self._browser.problem] if self._browser and self._browser.problem else []))
+        self.notices = (*notices, *filter(None, [self.problem]))
         return _distinct(sorted(peers.values(), key=lambda peer: (peer.name, peer.described.worker_id)))
 
     async def _ask(self, addresses: Sequence[str]) -> Peer | MeshError:
-        """Return whoever answers at one of `addresses`, or what was wrong at the last of them."""
+        """Return the worker at whichever of `addresses` answers first, or what was wrong at the last of them."""
         problem = MeshError("a worker announces itself and has no address.")
-        for address in addresses:
-            known = self._known.setdefault(address, _Known(WorkerClient(address)))
-            try:
-                described = await known.client.describe()
-                if known.link is None or time.monotonic() - known.measured > LINK_SECONDS:
-                    known.link, known.measured = await known.client.measure_link(), time.monotonic()
-            except MeshError as error:
-                problem = error
-                continue
-            return Peer(known.client, described, known.link)
+        tries = [asyncio.create_task(self._try(address)) for address in addresses]
+        try:
+            for answer in asyncio.as_completed(tries):
+                try:
+                    return await answer
+                except MeshError as error:
+                    problem = error
+        finally:
+            for one in tries:
+                one.cancel()
+            await asyncio.gather(*tries, return_exceptions=True)
         return problem
+
+    async def _try(self, address: str) -> Peer:
+        known = self._known.setdefault(address, _Known(WorkerClient(address)))
+        described = await known.client.describe()
+        if known.link is None or time.monotonic() - known.measured > LINK_SECONDS:
+            known.link, known.measured = await known.client.measure_link(), time.monotonic()
+        return Peer(known.client, described, known.link)
+
+
+def _info(place: str, addresses: Sequence[str], answer: Peer | MeshError) -> WorkerInfo:
+    """Return what `answer` says of the worker that was looked for as `place`."""
+    if isinstance(answer, MeshError):
+        return WorkerInfo(place, addresses[0] if addresses else place, ", ".join(addresses), problem=str(answer))
+    told = answer.described
+    names = {model.fingerprint: model.name for model in told.stored}
+    return WorkerInfo(
+        worker_id=told.worker_id,
+        name=answer.name,
+        address=answer.client.address,
+        version=told.version,
+        software=told.software,
+        device=told.device,
+        profile=profile_from_proto(told.profile),
+        running=tuple(_running(one, names.get(one.key.fingerprint, one.model)) for one in told.running),
+        stored=tuple(StoredInfo(model.name, model.num_bytes) for model in told.stored),
+        last_seen_seconds=0.0,
+    )
+
+
+def _running(running: pb.RunningSpan, model: str) -> RunningInfo:
+    return RunningInfo(
+        model,
+        LayerSpan(running.key.start, running.key.end),
+        running.resident_bytes,
+        running.streamed_bytes,
+        running.seconds_per_token,
+        running.num_sessions,
+    )
 
 
 def _distinct(peers: Sequence[Peer]) -> list[Peer]:

@@ -1,18 +1,43 @@
 """How the workers of a mesh are shown: for people in a table, for programs as a dictionary."""
 
+import sys
+import time
 from collections.abc import Sequence
 from typing import Any, Final
 
+from layermesh.coordinator.registry import Registry
 from layermesh.coordinator.worker_info import RunningInfo, WorkerInfo
+from layermesh.interrupts import check_interrupt
+from layermesh.settings import OpeningOptions
 from layermesh.shared.machine_profile import MachineProfile
 from layermesh.shared.units import format_bytes, format_seconds
+from layermesh.terminal import note, print_json_line
 
+_WATCH_SECONDS: Final = 2.0
+_CLEAR: Final = "\x1b[2J\x1b[H"
 _HEADINGS: Final = ("worker", "address", "device", "memory", "disk", "weights", "seen")
 _UNKNOWN: Final = "–"
 _CHARS: Final = 40  # of a name that somebody else chose
 _PROBLEM_CHARS: Final = 400
 _WORDS: Final = ("int4", "bfloat16", "float16", "float32")  # of which the first that a machine has stands for its speed
 _STORED: Final = 4  # models that are named
+
+
+def print_status(options: OpeningOptions, *, watch: bool, as_json: bool) -> None:
+    """Print who is there; with `watch`, again and again until an interrupt."""
+    with Registry(options.get("workers", ()), discover=options.get("discover", True)) as registry:
+        while True:
+            workers = registry.survey()
+            if as_json:
+                print_json_line(workers_to_dict(workers))
+            else:
+                print(f"{_CLEAR if watch and sys.stdout.isatty() else ''}{format_workers(workers)}", flush=True)  # noqa: T201
+            if registry.problem is not None:
+                note(f"note: {registry.problem}")
+            if not watch:
+                return
+            time.sleep(_WATCH_SECONDS)
+            check_interrupt()
 
 
 def format_workers(workers: Sequence[WorkerInfo]) -> str:

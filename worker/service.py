@@ -228,6 +228,7 @@ def _running(live: LiveStage) -> pb.RunningSpan:
         seconds_per_token=live.runner.seconds_per_token,
         total_bytes=live.residency.total_bytes,
         in_use=live.in_use,
+        model=live.model,
     )
 
 
