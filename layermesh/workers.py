@@ -24,6 +24,7 @@ from layermesh.shared.interfaces import addresses_of, local_interfaces
 from layermesh.shared.library.home import home
 from layermesh.shared.machine_profile import MachineProfile
 from layermesh.shared.manifest import Manifest
+from layermesh.shared.model.dividing import why_undivided
 from layermesh.shared.part_source import PartReading, PartSource
 from layermesh.shared.prediction import Prediction
 from layermesh.shared.profile_wire import profile_from_proto
@@ -77,12 +78,17 @@ class Workers:
 
         Raises MeshError where a worker that was named does not answer, UsageError for a machine that nobody can imagine.
         """
+        reason = why_undivided(self._local.definition.model)
+        if reason is not None:
+            self._say(f"{self._local.name} cannot be divided among machines ({reason}): running alone")
+            return None
         peers = self._registry.find()
         for notice in self._registry.notices:
             if notice not in self._notices:
                 self._notices.add(notice)
                 self._tell(f"note: {notice}")
         if not peers and not what_if:
+            self._say("no workers found: running alone")
             return None
         return Found(tuple(peers), self._plan(peers, what_if))
 
@@ -94,7 +100,7 @@ class Workers:
         for number in range(NUM_TRIES):
             found = self.find()
             if found is None:
-                self._alone("no workers found: running alone")
+                self._run_alone()
                 return
             try:
                 self._run_through(found)
@@ -112,7 +118,8 @@ class Workers:
     def _run_through(self, found: Found) -> None:
         stages = [stage for stage in found.plan.stages if stage.machine != WORKER_NAME]
         if not stages:
-            self._alone(f"{_count(found.peers)} found, and this machine is faster alone")
+            self._say(f"{_count(found.peers)} found, and this machine is faster alone")
+            self._run_alone()
             return
         by_name = {peer.name: peer for peer in found.peers}
         chosen = [_Chosen(by_name[stage.machine], self._key(stage.span, has_head=stage.has_head)) for stage in stages]
@@ -132,8 +139,7 @@ class Workers:
         self._local.predicted = _predicted(found.plan, ready)
         self._present = present
 
-    def _alone(self, why: str) -> None:
-        self._say(why)
+    def _run_alone(self) -> None:
         if self._present:
             self._leave()
             self._local.run_alone()
