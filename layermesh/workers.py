@@ -1,6 +1,7 @@
 """Other machines brought into play for a model: who is there, what each gets, and the line that runs through them."""
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,7 +20,7 @@ from layermesh.model_cost import model_cost
 from layermesh.protos import mesh_pb2 as pb
 from layermesh.shared.addresses import is_loopback, parse_address
 from layermesh.shared.chunks import Reading, in_chunks
-from layermesh.shared.errors import BudgetError, MeshError
+from layermesh.shared.errors import BudgetError, BusyError
 from layermesh.shared.interfaces import addresses_of, local_interfaces
 from layermesh.shared.library.home import home
 from layermesh.shared.machine_profile import MachineProfile
@@ -36,7 +37,8 @@ from layermesh.worker.measuring import profile_machine
 from layermesh.worker.profile_cache import ProfileCache
 
 Tell = Callable[[str], None]
-NUM_TRIES = 3  # where another coordinator gets in first with another division
+NUM_TRIES = 20  # where another coordinator gets in first with another division
+RETRY_SECONDS = 0.5
 LEAST_SLOWDOWN, MOST_SLOWDOWN = 0.05, 100.0
 LEAN_LAYER_SECONDS, LAYER_SECONDS = 0.25e-3, 1.2e-3  # of Python and small kernels
 
@@ -104,11 +106,11 @@ class Workers:
                 return
             try:
                 self._run_through(found)
-            except MeshError:
+                return
+            except BusyError:
                 if number + 1 == NUM_TRIES:
                     raise
-            else:
-                return
+                time.sleep(RETRY_SECONDS)
 
     def close(self) -> None:
         """Let go of the workers."""
@@ -170,13 +172,14 @@ class Workers:
         return plan_mesh(cost, [*workers, own], links)
 
     def _running(self, peers: Sequence[Peer]) -> dict[str, Running]:
-        """Which parts of this model, as it is run here, are in use on the workers."""
+        """Which parts of this model, as it is run here, others use on the workers."""
+        mine = {worker_id for worker_id, _ in self._present}
         key = self._key(LayerSpan(0, 1), has_head=False)
         return {
             peer.name: Running(LayerSpan(one.key.start, one.key.end), one.key.has_head)
             for peer in peers
             for one in peer.described.running
-            if one.in_use
+            if one.num_routes > (peer.described.worker_id in mine)
             and (one.key.fingerprint, one.key.dtype, one.key.fast_path) == (key.fingerprint, key.dtype, key.fast_path)
         }
 

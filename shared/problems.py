@@ -2,7 +2,7 @@
 
 from layermesh.protos import mesh_pb2 as pb
 from layermesh.shared import errors
-from layermesh.shared.errors import BudgetError, LayermeshError, MeshError
+from layermesh.shared.errors import BudgetError, BusyError, LayermeshError, MeshError
 
 MAX_MESSAGE = 2000  # characters
 
@@ -41,6 +41,8 @@ def to_problem(error: Exception, *, busy: bool = False) -> pb.Problem:
 
 def to_error(problem: pb.Problem, worker: str) -> LayermeshError:
     """Return the error that `worker` told of."""
+    if problem.busy:
+        return BusyError(f"worker {worker} is busy with other work: {problem.message[:MAX_MESSAGE]} Wait, or stop the other.")
     if problem.kind == "BudgetError":
         return WorkerBudgetError(worker, problem.budget_bytes, problem.needed_bytes)
     kind = _KINDS.get(problem.kind, MeshError)

@@ -38,13 +38,14 @@ class LiveStage:
     residency: Residency
     seconds_per_token: float
     used: float
+    is_awaited: bool = True  # somebody had it made ready, and has not come yet
     routes: set[str] = field(default_factory=set)
     sessions: dict[SessionId, str] = field(default_factory=dict)  # and the route each came on
 
     @property
     def in_use(self) -> bool:
         """Whether somebody runs on it, or is about to."""
-        return bool(self.routes) or time.monotonic() - self.used < GRACE_SECONDS
+        return bool(self.routes) or (self.is_awaited and time.monotonic() - self.used < GRACE_SECONDS)
 
 
 class Host:
@@ -83,7 +84,7 @@ class Host:
                 budget = StageBudget(self._free_bytes(), self._budget.flag, self._budget.host_bytes)
                 live = await asyncio.to_thread(_open, key, model, open_stage, budget)
                 self._stages[key] = live
-            live.used = time.monotonic()
+            live.used, live.is_awaited = time.monotonic(), True
             return live
 
     async def reserve(self, live: LiveStage, session: SessionId, route: str, size: SequenceSize) -> Residency:
@@ -111,6 +112,7 @@ class Host:
     def enter(self, live: LiveStage, route: str) -> None:
         """Note that `route` uses a stage."""
         live.routes.add(route)
+        live.is_awaited = False
 
     async def leave(self, live: LiveStage, route: str) -> None:
         """Note that `route` is gone, and forget its sessions."""

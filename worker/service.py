@@ -13,7 +13,7 @@ from layermesh import __version__
 from layermesh.protos import mesh_pb2 as pb
 from layermesh.protos.mesh_pb2_grpc import WorkerServiceServicer
 from layermesh.shared.chunks import read_chunks
-from layermesh.shared.errors import CheckpointError, LayermeshError, MeshError
+from layermesh.shared.errors import BudgetError, BusyError, CheckpointError, LayermeshError, MeshError
 from layermesh.shared.footprint import SequenceSize
 from layermesh.shared.frames import SessionId
 from layermesh.shared.machine_profile import MachineProfile
@@ -119,7 +119,8 @@ class WorkerService(WorkerServiceServicer):
             size = SequenceSize(request.num_tokens, request.num_new)
             residency = await self._host.reserve(live, SessionId(request.session), request.route, size)
         except (LayermeshError, ValueError) as error:
-            return pb.ReserveResponse(problem=to_problem(error, busy=others > 0))
+            busy = isinstance(error, BudgetError) and others > 0
+            return pb.ReserveResponse(problem=to_problem(error, busy=busy))
         return pb.ReserveResponse(resident_bytes=residency.resident_bytes, streamed_bytes=residency.streamed_bytes)
 
     async def Release(self, request: pb.ReleaseRequest, context: Context) -> pb.ReleaseResponse:
@@ -153,7 +154,7 @@ class WorkerService(WorkerServiceServicer):
         try:
             prepared = await self._preparer.prepare(start, caller)
         except Exception as error:  # whatever it was, the caller is told
-            busy = any(live.in_use for live in self._host.stages)
+            busy = isinstance(error, BudgetError | BusyError) and any(live.in_use for live in self._host.stages)
             caller.end(pb.PrepareResponse(failed=to_problem(error, busy=busy)))
         else:
             caller.end(pb.PrepareResponse(ready=_ready(prepared.stage, prepared.fetched_bytes)))
@@ -227,7 +228,7 @@ def _running(live: LiveStage) -> pb.RunningSpan:
         streamed_bytes=live.residency.streamed_bytes,
         seconds_per_token=live.runner.seconds_per_token,
         total_bytes=live.residency.total_bytes,
-        in_use=live.in_use,
+        num_routes=len(live.routes),
         model=live.model,
     )
 
