@@ -24,6 +24,7 @@ _KINDS = {
 
 def to_problem(error: Exception, *, busy: bool = False) -> pb.Problem:
     """Return `error` as it travels; `busy` says that it may be well once others have left."""
+    busy = busy or isinstance(error, BusyError)
     if isinstance(error, BudgetError):
         return pb.Problem(
             kind="BudgetError",

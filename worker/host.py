@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from layermesh.shared.errors import BudgetError, MeshError, ResourceError
+from layermesh.shared.errors import BudgetError, BusyError, ResourceError
 from layermesh.shared.footprint import SequenceSize
 from layermesh.shared.frames import SessionId
 from layermesh.shared.prediction import predict
@@ -70,7 +70,7 @@ class Host:
         """Return the stage by that key; raises MeshError where there is none."""
         live = self._stages.get(key)
         if live is None:
-            raise MeshError(f"layers {key.span} are not ready here any more; they had to make room.")
+            raise BusyError(f"layers {key.span} are not ready here any more; they had to make room.")
         return live
 
     async def open(self, key: StageKey, model: str, open_stage: OpenStage) -> LiveStage:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from layermesh.protos import mesh_pb2 as pb
-from layermesh.shared.errors import MeshError
+from layermesh.shared.errors import BusyError, MeshError
 from layermesh.shared.frames import Failure, Frame, Outcome
 from layermesh.shared.problems import to_problem
 from layermesh.shared.stage_key import StageKey
@@ -76,7 +76,7 @@ class Routes:
         del here.waiting[place]
         try:
             live = self._host.get(here.hops[envelope.hop][1])
-        except MeshError as error:
+        except BusyError as error:
             self._fail(here, error)
             return
         live.runner.run(together, lambda ran, time: self._ran(here, ran, time))
