@@ -26,6 +26,7 @@ from layermesh.shared.wire import (
 )
 
 OPEN_SECONDS = 15.0
+CLOSE_SECONDS = 2.0
 WAKE_SECONDS = 0.2  # between two looks at what else there is to do
 Arrival = Envelope | Scores | Failure
 
@@ -130,7 +131,7 @@ class _Stream:
         self._client = client
         self._arrive = arrive
         self._end = end
-        self._requests: asyncio.Queue[pb.ForwardRequest] = asyncio.Queue()
+        self._requests: asyncio.Queue[pb.ForwardRequest | None] = asyncio.Queue()  # None: the end
         self._requests.put_nowait(pb.ForwardRequest(route=route))
         self._accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._receive())
@@ -148,7 +149,9 @@ class _Stream:
             self._requests.put_nowait(pb.ForwardRequest(frame=part))
 
     async def close(self) -> None:
-        """End the stream."""
+        """End the stream: with our side of it the worker ends its own."""
+        self._requests.put_nowait(None)
+        await asyncio.wait([self._task], timeout=CLOSE_SECONDS)
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         if self._accepted.done() and not self._accepted.cancelled():
@@ -187,5 +190,5 @@ class _Stream:
         return Failure(SessionId(failure.session), failure.step, error)
 
     async def _outgoing(self) -> AsyncIterator[pb.ForwardRequest]:
-        while True:
-            yield await self._requests.get()
+        while (request := await self._requests.get()) is not None:
+            yield request

@@ -72,12 +72,13 @@ class WorkerClient:
 
     async def prepare(self, start: pb.PrepareStart, read: ReadPart, progress: Progress) -> pb.PrepareReady:
         """Have it make a span ready, and send it what it lacks. Raises what became the worker's problem."""
-        outgoing: asyncio.Queue[pb.PrepareRequest] = asyncio.Queue(maxsize=4)
+        outgoing: asyncio.Queue[pb.PrepareRequest | None] = asyncio.Queue(maxsize=4)
         outgoing.put_nowait(pb.PrepareRequest(start=start))
         sending: asyncio.Task[None] | None = None
+        call = self._stub.Prepare(_drain(outgoing))
         try:
             with self._calling():
-                async for response in self._stub.Prepare(_drain(outgoing)):
+                async for response in call:
                     match response.WhichOneof("kind"):
                         case "wanted":
                             await _settle(sending)
@@ -94,6 +95,11 @@ class WorkerClient:
         finally:
             if sending is not None:
                 sending.cancel()
+                await asyncio.gather(sending, return_exceptions=True)
+            call.cancel()
+            while not outgoing.empty():
+                outgoing.get_nowait()
+            outgoing.put_nowait(None)
         raise MeshError(f"worker {self.name} ended the connection while it made its layers ready. Look at its screen.")
 
     async def reserve(self, key: StageKey, route: str, session: SessionId, size: SequenceSize) -> pb.ReserveResponse:
@@ -150,12 +156,12 @@ class WorkerClient:
             raise self.explain(error) from error
 
 
-async def _drain(outgoing: "asyncio.Queue[pb.PrepareRequest]") -> AsyncIterator[pb.PrepareRequest]:
-    while True:
-        yield await outgoing.get()
+async def _drain(outgoing: "asyncio.Queue[pb.PrepareRequest | None]") -> AsyncIterator[pb.PrepareRequest]:
+    while (request := await outgoing.get()) is not None:
+        yield request
 
 
-async def _send(reading: Reading, part: str, outgoing: "asyncio.Queue[pb.PrepareRequest]") -> None:
+async def _send(reading: Reading, part: str, outgoing: "asyncio.Queue[pb.PrepareRequest | None]") -> None:
     async for chunk in read_chunks(reading, part):
         await outgoing.put(pb.PrepareRequest(chunk=chunk))
 

@@ -10,6 +10,7 @@ from layermesh.protos import mesh_pb2 as pb
 from layermesh.protos.mesh_pb2_grpc import WorkerServiceStub
 from layermesh.shared.grpc_options import CHANNEL_OPTIONS
 
+CLOSE_SECONDS = 1.0
 Lost = Callable[[str, str], None]
 
 
@@ -41,12 +42,14 @@ class Neighbours:
 
 class _Stream:
     def __init__(self, address: str, ended: Lost) -> None:
-        self.queue: asyncio.Queue[pb.FramePart] = asyncio.Queue()
+        self.queue: asyncio.Queue[pb.FramePart | None] = asyncio.Queue()  # None: the end
         self._address = address
         self._ended = ended
         self._task = asyncio.create_task(self._carry())
 
     async def close(self) -> None:
+        self.queue.put_nowait(None)
+        await asyncio.wait([self._task], timeout=CLOSE_SECONDS)
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
@@ -61,5 +64,5 @@ class _Stream:
         self._ended(self._address, why)
 
     async def _requests(self) -> AsyncIterator[pb.ForwardRequest]:
-        while True:
-            yield pb.ForwardRequest(frame=await self.queue.get())
+        while (part := await self.queue.get()) is not None:
+            yield pb.ForwardRequest(frame=part)
