@@ -1,4 +1,4 @@
-"""Workers in threads of this process, behind real sockets: what a mesh does without the seconds that processes take to start."""
+"""Workers in threads of this process, behind real sockets: a mesh without the seconds that processes take to start."""
 
 import asyncio
 import threading
