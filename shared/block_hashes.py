@@ -1,4 +1,4 @@
-"""The table of a pack's files with their sizes and hashes, and the check that a file still is what was packed."""
+"""The table of a folder's files with their sizes and hashes, and the check that a file still is what was stored."""
 
 import hashlib
 import threading
@@ -19,7 +19,7 @@ _READ_BYTES: Final = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class BlockTableFile:
-    """What `blocks.msgpack` holds: the `key` and `name` of the pack, and of each file its bytes and sha256."""
+    """What `blocks.msgpack` holds: the `key` and `name` of a pack or a stored model, and of each file its bytes and sha256."""
 
     key: str
     name: str
@@ -46,7 +46,7 @@ class BlockTableFile:
 
 
 class BlockHashes:
-    """Checks each file of a pack once, before anything of it is used; files of other checkpoints pass unread."""
+    """Checks each file of a pack or a store once, before anything of it is used; files of other checkpoints pass unread."""
 
     def __init__(self) -> None:
         self._good: set[Path] = set()
@@ -55,7 +55,7 @@ class BlockHashes:
         self._lock = threading.Lock()
 
     def check(self, path: Path) -> None:
-        """Raise CheckpointError if `path` belongs to a pack and is not, byte for byte, what was packed."""
+        """Raise CheckpointError if `path` belongs to a pack or a store and is not, byte for byte, what was stored."""
         if path in self._good:
             return
         with self._lock_for(path):
@@ -74,10 +74,13 @@ class BlockHashes:
         table = self._tables[path.parent]
         if table is None:
             return
-        if table.files.get(path.name) != (path.stat().st_size, file_hash(path)):
+        noted = table.files.get(path.name)
+        if noted is None:
+            raise CheckpointError(f"{path} is not complete, or was never stored. Fetch or pack the model again.")
+        if noted != (path.stat().st_size, file_hash(path)):
             raise CheckpointError(
-                f"{path} is damaged: its bytes are not those that were packed. Delete {path.parent} and pack the model again, "
-                "and look after that disk."
+                f"{path} is damaged: its bytes are not those that were stored. Delete {path.parent} and fetch or pack the "
+                "model again, and look after that disk."
             )
 
 
@@ -99,4 +102,4 @@ def _unreadable(path: Path, error: OSError) -> CheckpointError:
 
 
 def _damaged(path: Path) -> CheckpointError:
-    return CheckpointError(f"{path} is damaged. Delete {path.parent} and pack the model again.")
+    return CheckpointError(f"{path} is damaged. Delete {path.parent} and fetch or pack the model again.")

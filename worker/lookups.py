@@ -47,6 +47,12 @@ class RowLookup:
         return rows.to(self._device)
 
 
+def leave_blank(module: nn.Embedding, device: torch.device) -> None:
+    """Let an embedding module whose values nobody looks at return zeros, for which there is neither memory nor a file."""
+    table = torch.zeros(1, dtype=module.weight.dtype, device=device).expand(module.weight.shape)
+    module._parameters["weight"] = nn.Parameter(table, requires_grad=False)
+
+
 def _absent(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """A table that is not there: its shape and dtype without its memory, and NaN wherever somebody looks."""
     return torch.full((1,), float("nan"), dtype=dtype, device=device).expand(shape)

@@ -11,6 +11,7 @@ from layermesh.shared.footprint import Footprint, SequenceSize
 from layermesh.shared.frames import Failure, Frame, LayerOutput, Logits, Outcome, SessionId
 from layermesh.shared.model.blocks import Block, BlockTable
 from layermesh.shared.model.definition import ModelDefinition
+from layermesh.shared.model.embedding_use import needs_embeddings_everywhere
 from layermesh.shared.residency import HostRoom, Residency, plan_residency
 from layermesh.shared.spans import LayerSpan
 from layermesh.shared.units import format_bytes
@@ -20,7 +21,7 @@ from layermesh.worker.doors import Doors, Forward
 from layermesh.worker.files import FileReader
 from layermesh.worker.host_layers import HostLayers
 from layermesh.worker.loading import BlockLoader
-from layermesh.worker.lookups import RowLookup
+from layermesh.worker.lookups import RowLookup, leave_blank
 from layermesh.worker.out_of_memory import OUT_OF_MEMORY, is_out_of_memory, minding_memory
 from layermesh.worker.placement import bus_rate, place_on
 from layermesh.worker.sessions import Session
@@ -40,7 +41,8 @@ class Stage:
 
     `budget_flag` is what the user would say to allow more; `host_budget_bytes` is for a device with memory of its own. The
     definition becomes the stage's own: doors are hung into it. The last stage also runs what comes behind the layers and
-    returns logits, unless `has_head` says that another does. `watcher`, where set, is told of each block when its turn comes.
+    returns logits, unless `has_head` says that another does; with an empty span behind the last layer it does nothing else.
+    `watcher`, where set, is told of each block when its turn comes. Raises ValueError where there is nothing to run.
     """
 
     def __init__(
@@ -57,6 +59,8 @@ class Stage:
     ) -> None:
         self.span = span
         self.has_head = has_head and span.end == definition.num_layers
+        if not len(span) and not self.has_head:
+            raise ValueError(f"a stage of layers {span} without the head would have nothing to run")
         self.residency: Residency | None = None
         self.files = FileReader()
         self._peak_bytes = 0
@@ -217,11 +221,16 @@ class Stage:
         return streamer.hand_over(residency)
 
     def _load_rest(self, table: BlockTable) -> None:
+        embeds = self.span.start == 0 or needs_embeddings_everywhere(self._definition)
         buffer = Buffer(self._rest.loaded_bytes)
         self._loader.start(self._rest, buffer).wait()
         self._binder.bind(self._rest, block_tensors(self._rest, buffer.bytes.to(self.device)))
         for path, stored in table.lookups.items():
-            RowLookup(self._definition.model.get_submodule(path), stored, self._loader, self.device)
+            module = self._definition.model.get_submodule(path)
+            if embeds:
+                RowLookup(module, stored, self._loader, self.device)
+            else:
+                leave_blank(module, self.device)
         if self.device.type != "cpu":
             for module in self._definition.model.modules():
                 computed = {name: buffer for name, buffer in module._buffers.items() if buffer is not None}
