@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import Callable
 from itertools import islice
 from types import TracebackType
@@ -17,8 +18,12 @@ from layermesh.shared.multicast import POLL_SECONDS, Multicast
 
 MOST_PEERS: Final = 256
 _MOST_NAMES: Final = 1024  # that are remembered, whether or not there is a worker behind them
-_MOST_QUESTIONS: Final = 64  # under way at a time
-_PATIENCE_MILLISECONDS: Final = 3000
+_MOST_QUESTIONS: Final = 8  # under way at a time: each listens to every packet
+_PATIENCE_MILLISECONDS: Final = 1500
+_MOST_RECORDS: Final = 64  # of a machine
+_SRV: Final = 33  # of the DNS
+_INTERNET: Final = 1
+_AGAIN_SECONDS: Final = 30.0  # after which everybody is asked again, as announcements get lost
 
 Found = tuple[Announcement, ...]
 
@@ -31,9 +36,12 @@ class Browser:
 
     def __init__(self, *, poll_seconds: float = POLL_SECONDS) -> None:
         self._names: dict[str, Announcement | None] = {}
+        self._mentioned: dict[str, None] = {}
+        self._learning: asyncio.Task[None] | None = None
         self._questions: dict[str, asyncio.Task[None]] = {}
         self._interfaces: tuple[Interface, ...] | None = None
         self._node: AsyncZeroconf | None = None
+        self._asked_at = 0.0
         self._listener = _Listener(self._look, self._forget)
         self._changed = threading.Condition()
         self._found: Found = ()
@@ -65,26 +73,43 @@ class Browser:
             return self._found
 
     async def _tend(self, node: AsyncZeroconf, interfaces: tuple[Interface, ...]) -> None:
-        if (node, interfaces) != (self._node, self._interfaces):
-            self._node, self._interfaces = node, interfaces
-            await node.async_add_service_listener(SERVICE_TYPE, self._listener)  # again, so that new networks are asked
+        now = time.monotonic()
+        if (node, interfaces) != (self._node, self._interfaces) or now - self._asked_at > _AGAIN_SECONDS:
+            self._node, self._interfaces, self._asked_at = node, interfaces, now
+            await node.async_add_service_listener(SERVICE_TYPE, self._listener)
         for name in tuple(self._names):
             self._look(node.zeroconf, name)
 
     def _look(self, zeroconf: Zeroconf, name: str) -> None:
-        """Learn what is known of `name`, and ask where what was known has expired or is not there yet."""
+        """See soon what is known of `name`; once, however often it is mentioned meanwhile."""
+        self._mentioned[name] = None
+        if self._learning is None or self._learning.done():
+            self._learning = asyncio.ensure_future(self._learn_all(zeroconf))
+
+    async def _learn_all(self, zeroconf: Zeroconf) -> None:
+        while self._mentioned:
+            name = next(iter(self._mentioned))
+            del self._mentioned[name]
+            self._learn(zeroconf, name)
+            await asyncio.sleep(0)  # packets come first, or a flood of odd ones would push out the others
+
+    def _learn(self, zeroconf: Zeroconf, name: str) -> None:
+        """Take what is known of `name`, and ask where that has expired or is not there yet."""
         before, is_new = self._names.get(name), name not in self._names
         try:
+            _check_crowd(zeroconf, name)
             info = AsyncServiceInfo(SERVICE_TYPE, name)
-            is_known = info.load_from_cache(zeroconf)
-            now = _read(name, info) if is_known else before
+            if info.load_from_cache(zeroconf):
+                self._keep(name, _read(name, info))
+            elif (is_new or before is not None) and self._may_ask(name) and self._keep(name, before):
+                self._questions[name] = asyncio.ensure_future(self._ask(zeroconf, name))
         except (ValueError, Error):
-            is_known, now = True, None
-        if self._keep(name, now) and not is_known and (is_new or before is not None):
-            self._ask(zeroconf, name)
+            self._keep(name, None)
 
     def _keep(self, name: str, announcement: Announcement | None) -> bool:
         """Remember what `name` announces, or that it announces nothing; False where there is no room to."""
+        if name in self._names and self._names[name] == announcement:
+            return True
         if name not in self._names and len(self._names) >= _MOST_NAMES:
             empty = next((each for each, known in self._names.items() if known is None), None)
             if empty is None:
@@ -96,13 +121,13 @@ class Browser:
 
     def _forget(self, name: str) -> None:
         self._names.pop(name, None)
+        self._mentioned.pop(name, None)
         self._publish()
 
-    def _ask(self, zeroconf: Zeroconf, name: str) -> None:
-        if name not in self._questions and len(self._questions) < _MOST_QUESTIONS:
-            self._questions[name] = asyncio.ensure_future(self._answer(zeroconf, name))
+    def _may_ask(self, name: str) -> bool:
+        return name not in self._questions and len(self._questions) < _MOST_QUESTIONS
 
-    async def _answer(self, zeroconf: Zeroconf, name: str) -> None:
+    async def _ask(self, zeroconf: Zeroconf, name: str) -> None:
         announcement = None
         try:
             info = AsyncServiceInfo(SERVICE_TYPE, name)
@@ -143,6 +168,13 @@ class _Listener(ServiceListener):
 
     def remove_service(self, zc: Zeroconf, type_: str, name: str) -> None:  # noqa: ARG002
         self._forget(name)
+
+
+def _check_crowd(zeroconf: Zeroconf, name: str) -> None:
+    """Raise ValueError where so many addresses are known of the machine behind `name` that going through them takes long."""
+    server = getattr(zeroconf.cache.get_by_details(name, _SRV, _INTERNET), "server", None)
+    if isinstance(server, str) and len(zeroconf.cache.entries_with_name(server)) > _MOST_RECORDS:
+        raise ValueError(f"{name!r} has more than {_MOST_RECORDS} addresses")
 
 
 def _read(name: str, info: AsyncServiceInfo) -> Announcement:

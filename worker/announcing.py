@@ -44,8 +44,8 @@ class Announcer:
             await node.async_register_service(_describe(current), cooperating_responders=True)
         elif current != self._announced or self._again:
             await node.async_update_service(_describe(current))
-        # Receivers drop an address that is no longer announced only if they heard of it more than a second ago.
-        self._again = self._announced not in (None, current)
+        # Packets get lost in bursts, and receivers drop an old address only if they last heard of it more than a second ago.
+        self._again = self._announced != current
         self._node, self._announced = node, current
 
     def _report(self, problem: str | None) -> None:
