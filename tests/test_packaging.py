@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+OWN = ("layermesh", "layermesh/commands")
 ROOMS = ("coordinator", "worker", "protos", "shared")
 
 
@@ -21,8 +22,9 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_holds_every_module_where_it_is_imported_from(wheel):
     packed = [name for name in wheel.namelist() if ".dist-info/" not in name]
-    expected = [f"layermesh/{path.name}" for path in (ROOT / "layermesh").glob("*.py")]
+    expected = [str(path.relative_to(ROOT)) for folder in OWN for path in (ROOT / folder).glob("*.py")]
     expected += [f"layermesh/{path.relative_to(ROOT)}" for room in ROOMS for path in (ROOT / room).rglob("*.py")]
+    expected += [f"layermesh/protos/mesh{ending}" for ending in (".proto", "_pb2.pyi")]
     assert sorted(packed) == sorted([*expected, "layermesh/py.typed"])
 
 
