@@ -23,9 +23,11 @@ from layermesh.shared.footprint import SequenceSize
 from layermesh.shared.frames import SessionId
 from layermesh.shared.library import resolve
 from layermesh.shared.library.home import unpacked_folder
+from layermesh.shared.manifest import Manifest
 from layermesh.shared.prediction import Prediction, predict
 from layermesh.shared.residency import Residency
 from layermesh.shared.spans import LayerSpan
+from layermesh.shared.stage_key import StageKey
 from layermesh.worker.card_memory import CardMemory
 from layermesh.worker.machine import free_memory, pick_device, pick_dtype, return_memory_promptly
 from layermesh.worker.opening import StageBudget, define, open_stage
@@ -117,6 +119,15 @@ class LocalModel:
         self.definition, self.table = define(self.checkpoint, self.dtype, fast_path=self.fast_path)
         self.stage = self._open_stage(span)
         self.stage.watcher = watcher
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """What describes the model to other machines; reads a little of every tensor."""
+        return Manifest.of(self.checkpoint, self.table, self.name)
+
+    def stage_key(self, span: LayerSpan, *, has_head: bool) -> StageKey:
+        """Return what a stage of `span` is known by everywhere."""
+        return StageKey(self.manifest.fingerprint, span, str(self.dtype).removeprefix("torch."), self.fast_path, has_head)
 
     def reserve(self, session: SessionId, num_tokens: int, num_prompt: int) -> int:
         """Make room for a session of `num_tokens` and return how many tokens of its prompt to run at once.

@@ -3,38 +3,25 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from layermesh.coordinator.mesh_pipeline import MeshPipeline
 from layermesh.coordinator.plan import StagePlan
-from layermesh.coordinator.planning.machines import Links, Machine
-from layermesh.coordinator.planning.mesh_plan import MeshPlan, predict_mesh
-from layermesh.coordinator.planning.model_cost import ModelCost
-from layermesh.coordinator.planning.planner import plan_mesh
-from layermesh.coordinator.planning.running import Running, running_parts, spread_evenly
-from layermesh.coordinator.planning.what_if import imagine
+from layermesh.coordinator.planning.mesh_plan import MeshPlan
 from layermesh.coordinator.registry import Peer, Registry
 from layermesh.coordinator.remote_route import RemoteHop, RemoteRoute
 from layermesh.local import WORKER_NAME, LocalModel
-from layermesh.model_cost import model_cost
+from layermesh.planning import Planning
 from layermesh.protos import mesh_pb2 as pb
-from layermesh.shared.addresses import is_loopback, parse_address
 from layermesh.shared.chunks import Reading, in_chunks
-from layermesh.shared.errors import BudgetError, BusyError
-from layermesh.shared.interfaces import addresses_of, local_interfaces
-from layermesh.shared.library.home import home
-from layermesh.shared.machine_profile import MachineProfile
-from layermesh.shared.manifest import Manifest
+from layermesh.shared.errors import BusyError
 from layermesh.shared.model.dividing import why_undivided
 from layermesh.shared.part_source import PartReading, PartSource
 from layermesh.shared.prediction import Prediction
-from layermesh.shared.profile_wire import profile_from_proto
 from layermesh.shared.spans import LayerSpan
 from layermesh.shared.stage_key import StageKey
 from layermesh.shared.units import format_seconds
 from layermesh.shared.wire import MANIFEST, PROTOCOL_VERSION
-from layermesh.worker.measuring import profile_machine
-from layermesh.worker.profile_cache import ProfileCache
 
 Tell = Callable[[str], None]
 NUM_TRIES = 20  # where another coordinator gets in first with another division
@@ -68,9 +55,8 @@ class Workers:
     def __init__(self, local: LocalModel, registry: Registry, *, spread: bool = False, tell: Tell = lambda _: None) -> None:
         self._local = local
         self._registry = registry
-        self._spread = spread
+        self._planning = Planning(local, spread=spread)
         self._tell = tell
-        self._manifest: Manifest | None = None
         self._present: list[tuple[str, StageKey]] = []  # what runs now, by the workers' ids
         self._said = ""
         self._notices: set[str] = set()
@@ -92,7 +78,7 @@ class Workers:
         if not peers and not what_if:
             self._say("no workers found: running alone")
             return None
-        return Found(tuple(peers), self._plan(peers, what_if))
+        return Found(tuple(peers), self._planning.plan(peers, what_if, [worker_id for worker_id, _ in self._present]))
 
     def engage(self) -> None:
         """Look who is there, and run through them if that is faster than alone.
@@ -124,7 +110,8 @@ class Workers:
             self._run_alone()
             return
         by_name = {peer.name: peer for peer in found.peers}
-        chosen = [_Chosen(by_name[stage.machine], self._key(stage.span, has_head=stage.has_head)) for stage in stages]
+        keys = [self._local.stage_key(stage.span, has_head=stage.has_head) for stage in stages]
+        chosen = [_Chosen(by_name[stage.machine], key) for stage, key in zip(stages, keys, strict=True)]
         present = [(one.peer.described.worker_id, one.key) for one in chosen]
         if present == self._present and not self._is_broken():
             return
@@ -154,71 +141,6 @@ class Workers:
     def _is_broken(self) -> bool:
         return not isinstance(self._local.line, MeshPipeline) or self._local.line.route.is_broken
 
-    def _plan(self, peers: Sequence[Peer], what_if: Sequence[str]) -> MeshPlan:
-        cost = model_cost(self._local)
-        own = self._own_machine(peers, cost)
-        imagined = [imagine(text, number + 1, own) for number, text in enumerate(what_if)]
-        workers = [*(self._machine(peer, own) for peer in peers), *(machine for machine, _ in imagined)]
-        near = {peer.name: peer.link for peer in peers} | {machine.name: link for machine, link in imagined}
-        links = Links(near)
-        if self._spread:
-            return _predict_spread(cost, workers, own, links)
-        running = running_parts(self._running(peers), workers, own, len(cost.layers))
-        if running:
-            try:
-                return predict_mesh(cost, running, links)
-            except BudgetError:
-                pass  # they are somebody else's, and this machine cannot do its part
-        return plan_mesh(cost, [*workers, own], links)
-
-    def _running(self, peers: Sequence[Peer]) -> dict[str, Running]:
-        """Which parts of this model, as it is run here, others use on the workers."""
-        mine = {worker_id for worker_id, _ in self._present}
-        key = self._key(LayerSpan(0, 1), has_head=False)
-        return {
-            peer.name: Running(LayerSpan(one.key.start, one.key.end), one.key.has_head)
-            for peer in peers
-            for one in peer.described.running
-            if one.num_routes > (peer.described.worker_id in mine)
-            and (one.key.fingerprint, one.key.dtype, one.key.fast_path) == (key.fingerprint, key.dtype, key.fast_path)
-        }
-
-    def _machine(self, peer: Peer, own: Machine) -> Machine:
-        """The worker as the planner sees it; what real runs have shown here stands in for what they have not there."""
-        profile, slowdown = profile_from_proto(peer.described.profile), peer.described.slowdown.get(self._fingerprint)
-        if slowdown is None:
-            return replace(own, name=peer.name, profile=profile, is_coordinator=False)
-        return Machine(peer.name, profile, 0.0, min(max(slowdown, LEAST_SLOWDOWN), MOST_SLOWDOWN))
-
-    def _own_machine(self, peers: Sequence[Peer], cost: ModelCost) -> Machine:
-        profile = self._own_profile(peers, cost)
-        slowdown = ProfileCache().slowdown(self._fingerprint, cost.form, profile)
-        seconds = (LEAN_LAYER_SECONDS if self._local.fast_path else LAYER_SECONDS) if slowdown == 1.0 else 0.0
-        return Machine(WORKER_NAME, profile, seconds, slowdown, is_coordinator=True)
-
-    def _own_profile(self, peers: Sequence[Peer], cost: ModelCost) -> MachineProfile:
-        """What this machine has; next to a worker on the same machine it only has room for the head."""
-        profile = profile_machine(
-            self._local.device, home(), self._local.budget.device_bytes, self._local.budget.host_bytes, ProfileCache()
-        )
-        budget_is_given = self._local.host_budget_bytes is not None or self._local.device_budget_bytes is not None
-        if budget_is_given or not any(map(_is_here, peers)):
-            return profile
-        return replace(profile, device_bytes=min(profile.device_bytes, cost.base_bytes + cost.head.loaded_bytes))
-
-    @property
-    def _fingerprint(self) -> str:
-        return self._described().fingerprint
-
-    def _described(self) -> Manifest:
-        if self._manifest is None:
-            self._manifest = Manifest.of(self._local.checkpoint, self._local.table, self._local.name)
-        return self._manifest
-
-    def _key(self, span: LayerSpan, *, has_head: bool) -> StageKey:
-        dtype = str(self._local.dtype).removeprefix("torch.")
-        return StageKey(self._fingerprint, span, dtype, self._local.fast_path, has_head)
-
     def _prepare(self, chosen: Sequence[_Chosen]) -> list[pb.PrepareReady]:
         """Have all workers make their spans ready at the same time."""
         loop = self._registry.loop
@@ -239,10 +161,9 @@ class Workers:
         return await one.peer.client.prepare(start, self._read, lambda progress: self._progress(one.peer, progress))
 
     def _read(self, part: str, offset: int) -> Reading:
-        manifest = self._described()
         if part == MANIFEST:
-            return PartReading(in_chunks(manifest.to_bytes()), offset)
-        return PartSource(self._local.checkpoint, manifest).read(part, offset)
+            return PartReading(in_chunks(self._local.manifest.to_bytes()), offset)
+        return PartSource(self._local.checkpoint, self._local.manifest).read(part, offset)
 
     def _progress(self, peer: Peer, progress: pb.PrepareProgress) -> None:
         self._local.on_progress(peer.name, progress.doing[:80], progress.done_bytes, progress.total_bytes)
@@ -251,20 +172,6 @@ class Workers:
         if sentence != self._said:
             self._said = sentence
             self._tell(sentence)
-
-
-def _is_here(peer: Peer) -> bool:
-    """Whether it is a worker on this very machine."""
-    host = parse_address(peer.client.address)[0]
-    return is_loopback(peer.client.address) or host in addresses_of(local_interfaces())
-
-
-def _predict_spread(cost: ModelCost, workers: Sequence[Machine], own: Machine, links: Links) -> MeshPlan:
-    parts = spread_evenly(workers, own, len(cost.layers))
-    try:
-        return predict_mesh(cost, parts, links)
-    except BudgetError:  # the last worker has the head where this machine has no room for it
-        return predict_mesh(cost, parts[:-1], links)
 
 
 def _stage_plan(one: _Chosen, ready: pb.PrepareReady) -> StagePlan:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from layermesh.interrupts import check_interrupt, ending
 from layermesh.settings import OpeningOptions, check_opening
-from layermesh.terminal import DownloadLine, note
+from layermesh.terminal import DownloadLine, harmless, note
 
 if TYPE_CHECKING:
     from layermesh.mesh import LayerMesh
@@ -42,6 +42,11 @@ def mesh_options(workers: Sequence[str] | None, *, no_discovery: bool, spread: b
     return OpeningOptions(workers=list(workers or ()), discover=not no_discovery, spread=spread, alone=alone)
 
 
+def tell(text: str) -> None:
+    """Show the user a line in which others may have had a say."""
+    note(harmless(text))
+
+
 @contextmanager
 def open_mesh(model: str | None, options: OpeningOptions, *, quiet: bool = False) -> Iterator["LayerMesh"]:
     """Open the model, after a look at what can be known to be wrong before anything heavy is imported."""
@@ -57,7 +62,7 @@ def open_mesh(model: str | None, options: OpeningOptions, *, quiet: bool = False
 
     if not quiet:
         options["progress"] = DownloadLine()
-        options["tell"] = note
+        options["tell"] = tell
     with LayerMesh(name, **options) as mesh:
         check_interrupt()
         for notice in () if quiet else mesh.local.notices:
