@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from layermesh.coordinator.pipeline import Hop, Line
 from layermesh.shared.footprint import SequenceSize
@@ -34,13 +34,23 @@ class SweepTime:
         return self.total - self.own - sum(hop.waited + hop.computed for hop in self.hops)
 
 
+class OwnHop(Hop, Protocol):
+    """A stage in this process."""
+
+    @property
+    def streams(self) -> bool:
+        """Whether it reads blocks in every sweep."""
+        ...
+
+
 class MeshPipeline(Line):
     """Passes frames along a route of workers, then through `own`, the stage that runs here if there is one.
 
+    Frames of many sessions go one by one, so that every machine has something to do, unless one of them streams.
     `waiting` is called now and then while nothing comes back.
     """
 
-    def __init__(self, route: "RemoteRoute", own: Hop | None, waiting: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, route: "RemoteRoute", own: OwnHop | None, waiting: Callable[[], None] = lambda: None) -> None:
         super().__init__()
         self.route = route
         self.times: deque[SweepTime] = deque(maxlen=RECENT)
@@ -64,24 +74,22 @@ class MeshPipeline(Line):
 
     def try_sweep(self, frames: Sequence[Frame]) -> list[Logits | Failure]:
         """Run `frames`, each of another session, through all layers and return what became of each, in order."""
-        began = time.monotonic()
-        self.route.send(frames, next(self._sweeps))
+        if len(frames) == 1:
+            return [self._sweep_one(frames[0])]
+        together = self._streams
+        for group in [frames] if together else [[frame] for frame in frames]:
+            self.route.send(group, next(self._sweeps))
         ended: dict[SessionId, Logits | Failure] = {}
         passing: dict[SessionId, Frame] = {}
-        times: tuple[HopTime, ...] = ()
         while len(ended) + len(passing) < len(frames):
-            outcome, times = self._receive()
-            if not any((outcome.session, outcome.step) == (frame.session, frame.step) for frame in frames):
-                continue  # of a session that was released in the middle
-            if isinstance(outcome, Frame):
+            outcome, _ = self._receive(frames)
+            if not isinstance(outcome, Frame):
+                ended[outcome.session] = outcome
+            elif together:
                 passing[outcome.session] = outcome
             else:
-                ended[outcome.session] = outcome
-        arrived = time.monotonic()
+                ended |= self._run_own([outcome])
         ended |= self._run_own([passing[frame.session] for frame in frames if frame.session in passing])
-        now = time.monotonic()
-        if len(times) == len(self.route.hops):
-            self.times.append(SweepTime(times, now - arrived, now - began))
         return [ended[frame.session] for frame in frames]
 
     def run(self, frames: Sequence[Frame]) -> Iterator[Logits]:
@@ -93,9 +101,7 @@ class MeshPipeline(Line):
         for _ in range(AHEAD_PER_HOP * (len(self.route.hops) + 1)):
             self._send_next(waiting)
         for frame in frames:
-            outcome, _ = self._receive()
-            while (outcome.session, outcome.step) != (frame.session, frame.step):
-                outcome, _ = self._receive()
+            outcome, _ = self._receive([frame])
             self._send_next(waiting)
             if isinstance(outcome, Frame):
                 outcome = self._run_own([outcome])[frame.session]
@@ -123,13 +129,29 @@ class MeshPipeline(Line):
         if waiting:
             self.route.send([waiting.popleft()], next(self._sweeps))
 
-    def _receive(self) -> tuple[Outcome, tuple[HopTime, ...]]:
-        arrival = self.route.receive(self._waiting)
-        if isinstance(arrival, Envelope):
-            return arrival.frame, arrival.times
-        if isinstance(arrival, Scores):
-            return arrival.logits, arrival.times
-        return arrival, ()
+    @property
+    def _streams(self) -> bool:
+        """Whether a machine reads blocks in every sweep: then the frames of a sweep had better stay together."""
+        return self.route.streams or (self._own is not None and self._own.streams)
+
+    def _sweep_one(self, frame: Frame) -> Logits | Failure:
+        began = time.monotonic()
+        self.route.send([frame], next(self._sweeps))
+        outcome, times = self._receive([frame])
+        arrived = time.monotonic()
+        if isinstance(outcome, Frame):
+            outcome = self._run_own([outcome])[frame.session]
+        now = time.monotonic()
+        if len(times) == len(self.route.hops):
+            self.times.append(SweepTime(times, now - arrived, now - began))
+        return outcome
+
+    def _receive(self, frames: Sequence[Frame]) -> tuple[Outcome, tuple[HopTime, ...]]:
+        """Return what became of one of `frames`; what comes of sessions that were released in the middle is dropped."""
+        while True:
+            outcome, times = _opened(self.route.receive(self._waiting))
+            if any((outcome.session, outcome.step) == (frame.session, frame.step) for frame in frames):
+                return outcome, times
 
     def _run_own(self, frames: Sequence[Frame]) -> dict[SessionId, Logits | Failure]:
         if not frames:
@@ -137,3 +159,11 @@ class MeshPipeline(Line):
         assert self._own is not None, "the last worker of the route has the head"
         outcomes = self._own.forward(frames)
         return {outcome.session: outcome for outcome in outcomes if not isinstance(outcome, Frame)}
+
+
+def _opened(arrival: Envelope | Scores | Failure) -> tuple[Outcome, tuple[HopTime, ...]]:
+    if isinstance(arrival, Envelope):
+        return arrival.frame, arrival.times
+    if isinstance(arrival, Scores):
+        return arrival.logits, arrival.times
+    return arrival, ()

@@ -46,6 +46,7 @@ class RemoteRoute:
     def __init__(self, loop: EventLoop, hops: Sequence[RemoteHop]) -> None:
         self.hops = tuple(hops)
         self.id = uuid.uuid4().hex
+        self.streams = False  # whether a worker reads blocks in every sweep
         self._loop = loop
         self._arrivals: queue.SimpleQueue[Arrival | None] = queue.SimpleQueue()  # None: somebody went away
         self._streams: list[_Stream] = []
@@ -64,10 +65,10 @@ class RemoteRoute:
     def reserve(self, session: SessionId, size: SequenceSize) -> None:
         """Make room for a session on every worker. Raises BudgetError."""
 
-        async def reserve() -> None:
-            await asyncio.gather(*(hop.client.reserve(hop.key, self.id, session, size) for hop in self.hops))
+        async def reserve() -> list[pb.ReserveResponse]:
+            return await asyncio.gather(*(hop.client.reserve(hop.key, self.id, session, size) for hop in self.hops))
 
-        self._loop.run(reserve())
+        self.streams = any(response.streamed_bytes for response in self._loop.run(reserve()))
 
     def release(self, session: SessionId) -> None:
         """Forget a session on every worker."""

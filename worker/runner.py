@@ -44,7 +44,8 @@ class _Call:
 class StageRunner:
     """Owns `stage` and everything that happens to it, one after the other.
 
-    Frames that wait when a sweep begins share it, whichever routes they belong to, as long as no session has two of them.
+    Where it streams, frames that wait when a sweep begins share it, whichever routes they belong to, as long as no session has
+    two of them. Otherwise nothing is won by that, and the machine behind would wait for all of them.
     """
 
     def __init__(self, stage: Stage, name: str) -> None:
@@ -83,7 +84,7 @@ class StageRunner:
             if isinstance(first, _Call):
                 _do(first, self._stage)
             else:
-                self._run([first, *self._companions(first)])
+                self._run([first, *(self._companions(first) if self._stage.streams else ())])
 
     def _receive(self) -> bool:
         """Take in what has come, and wait for something if nothing has; False at the end."""

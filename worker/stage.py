@@ -174,6 +174,11 @@ class Stage:
         return self._peak_bytes
 
     @property
+    def streams(self) -> bool:
+        """Whether it reads blocks in every sweep."""
+        return self.residency is not None and self.residency.streamed_bytes > 0
+
+    @property
     def staging_bytes(self) -> int:
         """Host memory that blocks pass through on their way to another device."""
         return 0 if self.residency is None else self.residency.host_bytes
