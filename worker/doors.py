@@ -35,7 +35,8 @@ class Forward(greenlet):
     `wanted` is the block it waits for, None once it has ended; then `result` is what it returned (the model's outputs, or a
     LayerOutput where the stage ends before the model does) or `failure` what it raised. `cache` is the one its layers were
     handed, which some families make in the middle of their first call. The blocks `on_host` come there, not to the device. A
-    trial runs `only` some blocks, the first layer among them, and passes over the others.
+    trial runs `only` some blocks, the first layer among them, and passes over the others. One that `takes_turns` lets the
+    others of its sweep have the same part of a matrix before it takes the next.
     """
 
     def __init__(
@@ -44,8 +45,12 @@ class Forward(greenlet):
         entry: LayerOutput | None,
         on_host: frozenset[str] = frozenset(),
         only: Collection[str] | None = None,
+        *,
+        takes_turns: bool = False,
     ) -> None:
         super().__init__(self._run_to_end)
+        self.takes_turns = takes_turns
+        self._held: Block | None = None
         self._forward = run
         self.entry = entry
         self.on_host = on_host
@@ -59,7 +64,7 @@ class Forward(greenlet):
 
     def advance(self) -> None:
         """Run up to the next door or to the end."""
-        self.wanted = None
+        self._held, self.wanted = self.wanted, None
         self.wanted = self.switch()
 
     def passes_over(self, block: Block) -> bool:
@@ -70,6 +75,11 @@ class Forward(greenlet):
         """From inside the forward: wait until the driver has brought `block`."""
         assert self.parent is not None
         self.parent.switch(block)
+
+    def let_others(self) -> None:
+        """From inside the forward, in the middle of a block: wait until all that are there have come as far."""
+        assert self._held is not None
+        self.pause(self._held)
 
     def _run_to_end(self) -> None:
         try:

@@ -27,6 +27,7 @@ from layermesh.worker.placement import bus_rate, place_on
 from layermesh.worker.sessions import Session
 from layermesh.worker.streaming import Remains, Streamer
 from layermesh.worker.sweep import sweep
+from layermesh.worker.turns import Turns
 
 Watcher = Callable[[Block], None]
 
@@ -120,8 +121,10 @@ class Stage:
         try:
             with torch.inference_mode():
                 entries = [frame.hidden and frame.hidden.to(self.device) for frame in frames]
+                shared = self.device.type == "cpu" and len(frames) > 1
                 forwards = [
-                    Forward(partial(self._run, frame), entry, on_host) for frame, entry in zip(frames, entries, strict=True)
+                    Forward(partial(self._run, frame), entry, on_host, takes_turns=shared)
+                    for frame, entry in zip(frames, entries, strict=True)
                 ]
                 sweep(forwards, self.residency.blocks, self._streamer, self._binder, self.watcher)
                 outcomes = [self._finish(frame, forward) for frame, forward in zip(frames, forwards, strict=True)]
@@ -242,6 +245,8 @@ class Stage:
                 module._buffers.update(  # those of the blocks come with them
                     {name: buffer.to(self.device) for name, buffer in computed.items() if not buffer.is_meta}
                 )
+        if self.device.type == "cpu":
+            Turns(self._definition)
         self._doors = Doors(self._definition, self.span, self.host_layers, has_head=self.has_head)
 
     def check(self, frame: Frame) -> None:

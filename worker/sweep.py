@@ -34,8 +34,8 @@ def sweep(
             with streamer.hold(block) as tensors:
                 lasting = streamer.stays(block) and block.rows is None  # pieces of a head take turns in the same place
                 with binder.bound(block, tensors, lasting=lasting):
-                    for forward in waiting:
-                        if forward.wanted is block:
+                    while passing := [forward for forward in waiting if forward.wanted is block]:
+                        for forward in passing:
                             forward.advance()
             position = order[block.name] + 1
     finally:
