@@ -40,6 +40,11 @@ class WorkerClient:
         self._channel = grpc.aio.insecure_channel(address, CHANNEL_OPTIONS)
         self._stub = WorkerServiceStub(self._channel)
 
+    @property
+    def who(self) -> str:
+        """Its name and where it is."""
+        return self.name if self.name == self.address else f"{self.name} at {self.address}"
+
     async def describe(self) -> pb.DescribeResponse:
         """Ask who it is; raises MeshError for one that does not answer or speaks another version."""
         with self._calling():
@@ -49,7 +54,7 @@ class WorkerClient:
         self.name = response.name[:80] or self.address
         if response.version != PROTOCOL_VERSION:
             raise MeshError(
-                f"worker {self.name} at {self.address} runs layermesh {response.software[:40]}, which speaks version "
+                f"worker {self.who} runs layermesh {response.software[:40]}, which speaks version "
                 f"{response.version} of the protocol; this is {__version__}, which speaks {PROTOCOL_VERSION}. Install the "
                 "same layermesh on both."
             )
@@ -135,14 +140,14 @@ class WorkerClient:
         said = " ".join((error.details() or error.code().name).split())[:300]
         if error.code() is grpc.StatusCode.UNAVAILABLE:
             return MeshError(
-                f"worker {self.name} at {self.address} does not answer ({said}). Is it running, and is the address right? "
+                f"worker {self.who} does not answer ({said}). Is it running, and is the address right? "
                 "`layermesh status` shows who is there."
             )
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return MeshError(f"worker {self.name} at {self.address} did not answer in time. Is it overloaded, or asleep?")
+            return MeshError(f"worker {self.who} did not answer in time. Is it overloaded, or asleep?")
         if error.code() is grpc.StatusCode.UNIMPLEMENTED:
             return MeshError(f"what answers at {self.address} is no layermesh worker of this version. Check the address.")
-        return MeshError(f"worker {self.name} at {self.address}: {said}.")
+        return MeshError(f"worker {self.who}: {said}.")
 
     async def close(self) -> None:
         """Let go of it."""
