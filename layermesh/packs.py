@@ -13,7 +13,7 @@ from layermesh.shared.errors import CheckpointError, UsageError
 from layermesh.shared.library import Progress, ResolvedModel
 from layermesh.shared.library.home import unpacked_folder
 from layermesh.shared.library.packs import LOCK, is_complete, note_use, packed_folder
-from layermesh.shared.model.blocks import build_block_table
+from layermesh.shared.model.block_table import build_block_table
 from layermesh.shared.model.checking import blaming, check_config
 from layermesh.shared.model.definition import define_model
 from layermesh.shared.packing.packer import pack

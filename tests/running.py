@@ -11,7 +11,8 @@ import torch
 from layermesh.shared.checkpoints import open_checkpoint
 from layermesh.shared.footprint import Footprint, SequenceSize
 from layermesh.shared.frames import Frame, SessionId
-from layermesh.shared.model.blocks import BlockTable, build_block_table
+from layermesh.shared.model.block_table import build_block_table
+from layermesh.shared.model.blocks import BlockTable
 from layermesh.shared.model.definition import ModelDefinition, define_model
 from layermesh.shared.residency import LOOK_AHEAD
 from layermesh.shared.spans import LayerSpan

@@ -13,7 +13,7 @@ from layermesh.coordinator.pipeline import Pipeline
 from layermesh.shared.checkpoints import Checkpoint, open_checkpoint
 from layermesh.shared.frames import SessionId
 from layermesh.shared.manifest import Manifest
-from layermesh.shared.model.blocks import build_block_table
+from layermesh.shared.model.block_table import build_block_table
 from layermesh.shared.model.definition import define_model
 from layermesh.shared.part_source import PartSource
 from layermesh.shared.spans import LayerSpan

@@ -6,7 +6,8 @@ import torch
 
 from layermesh.shared.checkpoints import Checkpoint
 from layermesh.shared.checkpoints.json_files import read_object
-from layermesh.shared.model.blocks import BlockTable, build_block_table
+from layermesh.shared.model.block_table import build_block_table
+from layermesh.shared.model.blocks import BlockTable
 from layermesh.shared.model.checking import blaming, check_config
 from layermesh.shared.model.definition import ModelDefinition, define_model
 from layermesh.shared.spans import LayerSpan

@@ -27,7 +27,7 @@ class Turns:
     def __init__(self, definition: ModelDefinition) -> None:
         self._is_exact: dict[tuple[torch.Size, torch.dtype], bool] = {}
         for module in _linear_layers(definition):
-            module.forward = partial(self._pass, module, module.forward)
+            module.forward = partial(self._pass, module, module.forward)  # type: ignore[method-assign]
 
     def _pass(self, module: nn.Linear, whole: Any, hidden: torch.Tensor) -> Any:
         forward = getcurrent()

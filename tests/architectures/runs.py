@@ -10,7 +10,7 @@ from layermesh.coordinator.pipeline import Pipeline
 from layermesh.shared.checkpoints import open_checkpoint
 from layermesh.shared.footprint import Footprint, SequenceSize
 from layermesh.shared.frames import Frame, SessionId
-from layermesh.shared.model.blocks import build_block_table
+from layermesh.shared.model.block_table import build_block_table
 from layermesh.shared.model.definition import define_model
 from layermesh.shared.residency import LOOK_AHEAD
 from layermesh.shared.spans import LayerSpan

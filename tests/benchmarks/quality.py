@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from layermesh.packs import pack_into
 from layermesh.shared.checkpoints import open_checkpoint
-from layermesh.shared.model.blocks import build_block_table
+from layermesh.shared.model.block_table import build_block_table
 from layermesh.shared.model.definition import define_model
 from layermesh.shared.packing.request import PackRequest
 from layermesh.shared.units import format_bytes

@@ -16,7 +16,7 @@ from layermesh.coordinator.tokenizer import Tokenizer
 from layermesh.shared.checkpoints import open_checkpoint
 from layermesh.shared.library import DEFAULT_MODEL, resolve
 from layermesh.shared.library.home import unpacked_folder
-from layermesh.shared.model.blocks import build_block_table
+from layermesh.shared.model.block_table import build_block_table
 from layermesh.shared.model.definition import define_model
 from layermesh.shared.packing.parameters import ParameterReader, read_whole
 

@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from layermesh.shared.checkpoints import Checkpoint, map_gguf, open_checkpoint
 from layermesh.shared.checkpoints.rows import find_row_moves
 from layermesh.shared.errors import CheckpointError
-from layermesh.shared.model.blocks import build_block_table
+from layermesh.shared.model.block_table import build_block_table
 from layermesh.shared.model.definition import define_model
 from layermesh.worker.buffers import Buffer, block_tensors
 from layermesh.worker.files import FileReader

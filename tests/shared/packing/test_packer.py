@@ -131,7 +131,7 @@ def test_gguf_files_keep_their_quants(tmp_path, monkeypatch, encoding):
 
 
 def open_model_of(checkpoint):
-    from layermesh.shared.model.blocks import build_block_table
+    from layermesh.shared.model.block_table import build_block_table
     from layermesh.shared.model.definition import define_model
 
     definition = define_model(checkpoint.config_dir, torch.float32)
