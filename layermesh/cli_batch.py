@@ -11,6 +11,7 @@ from layermesh.interrupts import check_interrupt, ending
 from layermesh.settings import GenerationSettings
 from layermesh.shared.errors import LayermeshError
 from layermesh.shared.units import format_bytes
+from layermesh.sweep_place import SweepPlace
 from layermesh.terminal import StatusLine, note
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def print_answers(mesh: "LayerMesh", batch: Batch, *, max_sessions: int, quiet: 
     with mesh.stream_many(prompts, each=each, max_sessions=max_sessions) as stream:
         watcher = _Watcher(mesh, stream.progress, len(batch.asks), len(asks), None if quiet else line)
         mesh.local.stage.watcher = watcher.block
+        mesh.local.on_wait = watcher.wait
         try:
             for finished in stream:
                 check_interrupt()
@@ -90,24 +92,27 @@ class _Watcher:
         self._num_before = num_prompts - num_waiting
         self._line = line
         self._stage = mesh.local.stage
-        self._num_layers = mesh.local.definition.num_layers
+        self._place = SweepPlace(mesh.local.definition.num_layers)
         self._budget_bytes = mesh.local.host_budget_bytes
         self._began = time.monotonic()
         self._bytes_before = self._stage.files.num_bytes
-        self._sweep = 0
 
     def block(self, block: "Block") -> None:
         check_interrupt()
+        self._show(f", {self._place.at(block)}")
+
+    def wait(self) -> None:
+        """Other machines compute."""
+        check_interrupt()
+        self._show("")
+
+    def _show(self, place: str) -> None:
         if self._line is None:
             return
-        if block.layer == 0 and block.module is None:
-            self._sweep += 1
-        place = block.name if block.layer is None else f"layer {block.layer + 1}/{self._num_layers}"
         done = self._num_before + self._progress.num_finished
         bar = "#" * (_BAR_CHARS * done // self._num_prompts)
         self._line.show(
-            f"[{bar:<{_BAR_CHARS}}] {done}/{self._num_prompts}, {self._progress.num_aboard} aboard, {self._rate:.2f} tok/s, "
-            f"sweep {self._sweep}, {place}"
+            f"[{bar:<{_BAR_CHARS}}] {done}/{self._num_prompts}, {self._progress.num_aboard} aboard, {self._rate:.2f} tok/s{place}"
         )
 
     def interrupted(self, *, resumes: bool) -> str:

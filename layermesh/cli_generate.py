@@ -9,6 +9,7 @@ from layermesh.mesh import LayerMesh, TokenStream
 from layermesh.settings import GenerationSettings, Prompt
 from layermesh.shared.model.blocks import Block
 from layermesh.shared.units import format_bytes, format_seconds
+from layermesh.sweep_place import SweepPlace
 from layermesh.terminal import StatusLine, harmless, note, print_json
 
 
@@ -53,10 +54,9 @@ class _Watcher:
         self.num_tokens = 0
         self._local = mesh.local
         self._preparing: dict[str, str] = {}
-        self._num_layers = mesh.local.definition.num_layers
+        self._place = SweepPlace(mesh.local.definition.num_layers)
         self._line = line
         self._began = time.monotonic()
-        self._sweep = 0
 
     def wait(self) -> None:
         """Other machines compute."""
@@ -76,15 +76,10 @@ class _Watcher:
         check_interrupt()
         if self._line is None:
             return
-        if block.layer == 0 and block.module is None:
-            self._sweep += 1
-        place = block.name if block.layer is None else f"layer {block.layer + 1}/{self._num_layers}"
         elapsed = max(time.monotonic() - self._began, 1e-3)
         files = self._local.stage.files
         rate = files.num_bytes / max(files.busy_seconds, 1e-3)
-        self._line.show(
-            f"sweep {self._sweep}, {place}, {format_bytes(rate)}/s from disk, {self.num_tokens / elapsed:.2f} tok/s"
-        )
+        self._line.show(f"{self._place.at(block)}, {format_bytes(rate)}/s from disk, {self.num_tokens / elapsed:.2f} tok/s")
 
 
 def _summary(stream: TokenStream, answer: Answer, context_length: int | None) -> str:
