@@ -111,9 +111,8 @@ class _Watcher:
             return
         done = self._num_before + self._progress.num_finished
         bar = "#" * (_BAR_CHARS * done // self._num_prompts)
-        self._line.show(
-            f"[{bar:<{_BAR_CHARS}}] {done}/{self._num_prompts}, {self._progress.num_aboard} aboard, {self._rate:.2f} tok/s{place}"
-        )
+        figures = f"{done}/{self._num_prompts}, {self._progress.num_aboard} aboard, {self._rate:.2f} tok/s"
+        self._line.show(f"[{bar:<{_BAR_CHARS}}] {figures}{place}")
 
     def interrupted(self, *, resumes: bool) -> str:
         done = f"{self._num_before + self.num_written} of {self._num_prompts} done"

@@ -45,7 +45,7 @@ def test_records_are_read_by_attribute_and_by_key(mesh: LayerMesh) -> None:
             assert record[name] == getattr(record, name) == value
         with pytest.raises(KeyError):
             record["nonsense"]
-    assert answer.to_dict()["timings"] == dict(answer.timings)
+    assert answer.to_dict()["stream"] == dict(answer.stream)
     assert answer["plan"]["stages"][0]["start"] == answer.plan.stages[0].start == 0
 
 
