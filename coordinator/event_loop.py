@@ -17,7 +17,13 @@ class EventLoop:
         self._thread.start()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Return what `coroutine` returns, or raise what it raises; one that is interrupted is cancelled."""
+        """Return what `coroutine` returns, or raise what it raises; one that is interrupted is cancelled.
+
+        Raises RuntimeError where the loop is closed.
+        """
+        if not self._thread.is_alive():
+            coroutine.close()
+            raise RuntimeError("the loop is closed")
         future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         try:
             while True:

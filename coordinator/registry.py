@@ -19,6 +19,7 @@ from layermesh.shared.spans import LayerSpan
 
 LOOK_SECONDS = 1.5  # how long the first look around may take
 LINK_SECONDS = 60.0  # after which a link is measured again
+TAKEN = frozenset({"local"})  # what the coordinator's own machine is called in plans
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ class Registry:
     def find(self) -> list[Peer]:
         """Return the workers that answer, ordered by name; `notices` says what was wrong with others.
 
-        Raises MeshError where one that was named does not answer.
+        Raises MeshError where one that was named has never answered; one that has and went away is left out.
         """
         return self.loop.run(self._find(self._addresses()))
 
@@ -123,12 +124,15 @@ class Registry:
         for place, answer in zip(places, answers, strict=True):
             if isinstance(answer, Peer):
                 peers.setdefault(answer.described.worker_id, answer)
-            elif place in self._named:
+            elif place in self._named and not self._has_answered(place):
                 raise answer
             else:
                 notices.append(str(answer))
         self.notices = (*notices, *filter(None, [self.problem]))
         return _distinct(sorted(peers.values(), key=lambda peer: (peer.name, peer.described.worker_id)))
+
+    def _has_answered(self, address: str) -> bool:
+        return address in self._known and self._known[address].link is not None
 
     async def _ask(self, addresses: Sequence[str]) -> Peer | MeshError:
         """Return the worker at whichever of `addresses` answers first, or what was wrong at the last of them."""
@@ -189,6 +193,6 @@ def _distinct(peers: Sequence[Peer]) -> list[Peer]:
     """Give workers of the same name different ones."""
     names = [peer.described.name for peer in peers]
     for peer in peers:
-        if names.count(peer.described.name) > 1:
+        if names.count(peer.described.name) > 1 or peer.described.name in TAKEN:
             peer.client.name = f"{peer.described.name[:80]} ({peer.described.worker_id[:6]})"
     return list(peers)

@@ -51,6 +51,7 @@ class RemoteRoute:
         self._arrivals: queue.SimpleQueue[Arrival | None] = queue.SimpleQueue()  # None: somebody went away
         self._streams: list[_Stream] = []
         self._broken: LayermeshError | None = None
+        self._is_closed = False
         try:
             loop.run(self._open())
         except BaseException:
@@ -71,7 +72,9 @@ class RemoteRoute:
         self.streams = any(response.streamed_bytes for response in self._loop.run(reserve()))
 
     def release(self, session: SessionId) -> None:
-        """Forget a session on every worker."""
+        """Forget a session on every worker; with the route they are forgotten anyway."""
+        if self._is_closed:
+            return
 
         async def release() -> None:
             await asyncio.gather(*(hop.client.release(hop.key, session) for hop in self.hops))
@@ -105,6 +108,8 @@ class RemoteRoute:
         async def close() -> None:
             await asyncio.gather(*(stream.close() for stream in self._streams))
 
+        self._is_closed = True
+        self._broken = self._broken or MeshError("the workers were let go of in the middle of this. Ask again.")
         self._loop.run(close())
 
     async def _open(self) -> None:
@@ -166,7 +171,7 @@ class _Stream:
                 arrival: Arrival | None = None
                 match response.WhichOneof("kind"):
                     case "accepted":
-                        self._accepted.set_result(None)
+                        self._accept()
                     case "frame":
                         arrival = frames.add(response.frame)
                     case "logits":
@@ -182,6 +187,10 @@ class _Stream:
         if not self._accepted.done():
             self._accepted.set_exception(error)
         self._end(error)
+
+    def _accept(self) -> None:
+        if not self._accepted.done():
+            self._accepted.set_result(None)
 
     def _failure(self, failure: pb.FrameFailure) -> Failure:
         """Return what became of a session; raises the error where it is the whole route's."""

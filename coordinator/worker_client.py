@@ -167,8 +167,12 @@ async def _drain(outgoing: "asyncio.Queue[pb.PrepareRequest | None]") -> AsyncIt
 
 
 async def _send(reading: Reading, part: str, outgoing: "asyncio.Queue[pb.PrepareRequest | None]") -> None:
-    async for chunk in read_chunks(reading, part):
-        await outgoing.put(pb.PrepareRequest(chunk=chunk))
+    try:
+        async for chunk in read_chunks(reading, part):
+            await outgoing.put(pb.PrepareRequest(chunk=chunk))
+    except Exception:
+        await outgoing.put(None)  # or the worker would wait for the rest, and we for it
+        raise
 
 
 async def _settle(sending: "asyncio.Task[None] | None") -> None:

@@ -15,6 +15,7 @@ MANIFEST = "manifest"  # what a model's description is asked for as
 PART_BYTES = 1 << 20  # in one message; four times that are slower, and the receive limit is 4 MiB
 MAX_FRAME_BYTES = 1 << 30
 MAX_TENSORS = 16
+MAX_DIMS = 8
 MAX_TOKENS = 1 << 17  # of one frame
 MAX_NAME = 200  # characters of a session's or a route's
 
@@ -187,6 +188,8 @@ def _checked_bytes(header: pb.FrameHeader) -> int:
             continue
         if spec.dtype not in _BY_NUMBER:
             raise MeshError(f"there is no dtype number {spec.dtype}. Is this worker of an older version?")
+        if len(spec.shape) > MAX_DIMS or math.prod(max(size, 1) for size in spec.shape) > MAX_FRAME_BYTES:
+            raise MeshError(f"a tensor of shape {list(spec.shape[:MAX_DIMS])} is larger than any that makes sense.")
         num_bytes += math.prod(spec.shape) * _BY_NUMBER[spec.dtype].itemsize
     if num_bytes > MAX_FRAME_BYTES:
         raise MeshError(f"a frame of {num_bytes} bytes is larger than any that makes sense.")

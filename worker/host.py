@@ -3,17 +3,19 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 
-from layermesh.shared.errors import BudgetError, BusyError, ResourceError
+from layermesh.shared.errors import BudgetError, BusyError, MeshError, ResourceError
 from layermesh.shared.footprint import SequenceSize
 from layermesh.shared.frames import SessionId
 from layermesh.shared.prediction import predict
 from layermesh.shared.residency import Residency
 from layermesh.shared.stage_key import StageKey
+from layermesh.worker.finishing import to_its_end
 from layermesh.worker.opening import StageBudget
 from layermesh.worker.profiling import measure_profile
 from layermesh.worker.runner import StageRunner
@@ -67,7 +69,7 @@ class Host:
         return self._stages.get(key)
 
     def get(self, key: StageKey) -> LiveStage:
-        """Return the stage by that key; raises MeshError where there is none."""
+        """Return the stage by that key; raises BusyError where there is none."""
         live = self._stages.get(key)
         if live is None:
             raise BusyError(f"layers {key.span} are not ready here any more; they had to make room.")
@@ -80,34 +82,36 @@ class Host:
         """
         async with self._lock:
             if (live := self._stages.get(key)) is None:
-                await self._close(live for live in self.stages if not live.in_use)
-                budget = StageBudget(self._free_bytes(), self._budget.flag, self._budget.host_bytes)
-                live = await asyncio.to_thread(_open, key, model, open_stage, budget)
-                self._stages[key] = live
+                live = await to_its_end(self._open(key, model, open_stage))
             live.used, live.is_awaited = time.monotonic(), True
             return live
 
     async def reserve(self, live: LiveStage, session: SessionId, route: str, size: SequenceSize) -> Residency:
-        """Make room for a session that came on `route`. Raises BudgetError."""
-        live.sessions[session] = route
-        budget_bytes = self._free_bytes() + live.residency.total_bytes
+        """Make room for a session that came on `route`. Raises BudgetError, and MeshError for a route that is not here."""
+        async with self._lock:  # nobody else may take what is free meanwhile
+            if route not in live.routes:
+                raise MeshError("a session comes on a route, and this one does not lead here, or not any more.")
+            live.sessions[session] = route
+            budget_bytes = self._free_bytes() + live.residency.total_bytes
 
-        def job(stage: Stage) -> Residency:
-            stage.allow(budget_bytes)
-            return _reserve(stage, session, size)
+            def job(stage: Stage) -> Residency:
+                stage.allow(budget_bytes)
+                live.residency = _reserve(stage, session, size)
+                return live.residency
 
-        try:
-            live.residency = await self._call(live, job)
-        except BaseException:
-            live.sessions.pop(session, None)
-            raise
-        return live.residency
+            try:
+                return await self._call(live, job)
+            except BaseException:
+                live.sessions.pop(session, None)
+                live.runner.call(lambda stage: stage.release(session))  # it may have come to it all the same
+                raise
 
     async def release(self, live: LiveStage, session: SessionId) -> None:
-        """Forget a session."""
+        """Forget a session; a stage that is closed has forgotten it."""
         live.sessions.pop(session, None)
         live.used = time.monotonic()
-        await self._call(live, lambda stage: stage.release(session))
+        with suppress(BusyError):
+            await self._call(live, lambda stage: stage.release(session))
 
     def enter(self, live: LiveStage, route: str) -> None:
         """Note that `route` uses a stage."""
@@ -131,6 +135,12 @@ class Host:
         """Close everything."""
         async with self._lock:
             await self._close(self.stages)
+
+    async def _open(self, key: StageKey, model: str, open_stage: OpenStage) -> LiveStage:
+        await self._close(live for live in self.stages if not live.in_use)
+        budget = StageBudget(self._free_bytes(), self._budget.flag, self._budget.host_bytes)
+        self._stages[key] = live = await asyncio.to_thread(_open, key, model, open_stage, budget)
+        return live
 
     async def _close(self, stages: Iterable[LiveStage]) -> None:
         for live in list(stages):

@@ -8,23 +8,24 @@ from typing import Protocol
 import grpc
 import grpc.aio
 import torch
-from layermesh.shared.manifest import MAX_MANIFEST_BYTES, Manifest
-from layermesh.shared.model.embedding_use import needs_embeddings_everywhere
-from layermesh.worker.own_models import find_own
-from layermesh.worker.store import Store, StoredModel
 
 from layermesh.protos import mesh_pb2 as pb
 from layermesh.protos.mesh_pb2_grpc import WorkerServiceStub
 from layermesh.shared.checkpoints import Checkpoint
-from layermesh.shared.errors import CheckpointError, MeshError
+from layermesh.shared.errors import BusyError, CheckpointError, MeshError
 from layermesh.shared.grpc_options import CHANNEL_OPTIONS
+from layermesh.shared.manifest import MAX_MANIFEST_BYTES, Manifest
 from layermesh.shared.model.blocks import BlockTable
 from layermesh.shared.model.definition import ModelDefinition
+from layermesh.shared.model.embedding_use import needs_embeddings_everywhere
 from layermesh.shared.stage_key import StageKey
 from layermesh.shared.wire import MANIFEST, PROTOCOL_VERSION
+from layermesh.worker.finishing import to_its_end
 from layermesh.worker.host import Host, LiveStage
 from layermesh.worker.opening import StageBudget, define, open_stage
+from layermesh.worker.own_models import find_own
 from layermesh.worker.stage import Stage
+from layermesh.worker.store import Store, StoredModel
 
 NUM_TRIES = 2  # of a part that comes damaged
 
@@ -165,16 +166,18 @@ async def _receive(
     with stored.receiving(part) as writer:
         fetched, sha256 = 0, b""
         writing: asyncio.Future[None] | None = None
-        async for chunk in source(writer.offset):
-            if writing is not None:
-                await writing  # one chunk is written while the next one comes
-            writing = asyncio.get_running_loop().run_in_executor(None, writer.write, chunk.data)
-            fetched += len(chunk.data)
-            sha256 = chunk.sha256
-            tell(fetched)
-        if writing is not None:
-            await writing
-        await asyncio.to_thread(writer.finish, sha256)
+        try:
+            async for chunk in source(writer.offset):
+                if writing is not None:
+                    await to_its_end(writing)  # one chunk is written while the next one comes
+                writing = asyncio.ensure_future(asyncio.to_thread(writer.write, chunk.data))
+                fetched += len(chunk.data)
+                sha256 = chunk.sha256
+                tell(fetched)
+        finally:
+            if writing is not None:  # a thread has the file in its hands until then
+                await to_its_end(writing)
+        await to_its_end(asyncio.to_thread(writer.finish, sha256))
         return fetched
 
 
@@ -194,4 +197,4 @@ def _dtype(key: StageKey) -> torch.dtype:
 
 
 def _no_opening(_budget: StageBudget) -> Stage:
-    raise MeshError("the stage was closed a moment ago. Ask again.")
+    raise BusyError("the stage was closed a moment ago. Ask again.")

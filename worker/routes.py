@@ -9,7 +9,7 @@ from layermesh.shared.errors import BusyError, MeshError
 from layermesh.shared.frames import Failure, Frame, Outcome
 from layermesh.shared.problems import to_problem
 from layermesh.shared.stage_key import StageKey
-from layermesh.shared.wire import Envelope, HopTime, Scores, envelope_parts, scores_parts
+from layermesh.shared.wire import MAX_NAME, Envelope, HopTime, Scores, envelope_parts, scores_parts
 from layermesh.worker.host import Host
 from layermesh.worker.neighbours import Neighbours
 
@@ -19,13 +19,22 @@ MAX_HOPS = 1024
 MAX_WAITING = 4096  # frames of sweeps of which not all have come
 
 
+@dataclass(frozen=True, slots=True)
+class HopHere:
+    """One station of a route: who that is, where, and what runs there."""
+
+    worker: str
+    address: str
+    key: StageKey
+
+
 @dataclass(slots=True)
 class RouteHere:
     """A route of which this worker is a part: its hops, in order, and who is told what becomes of its frames."""
 
     id: str
     epoch: int
-    hops: Sequence[tuple[str, StageKey]]  # where, and what runs there
+    hops: Sequence[HopHere]
     reply: Reply
     waiting: dict[tuple[int, int], list[Envelope]] = field(default_factory=dict)  # by hop and sweep
 
@@ -42,13 +51,14 @@ class Routes:
 
     def enter(self, route: pb.Route, reply: Reply) -> RouteHere:
         """Take note of a route; raises MeshError where it makes no sense or its stage is not ready."""
-        if not 0 < len(route.hops) <= MAX_HOPS or route.hop >= len(route.hops) or not route.id:
+        if not 0 < len(route.hops) <= MAX_HOPS or route.hop >= len(route.hops) or not 0 < len(route.id) <= MAX_NAME:
             raise MeshError(f"a route of {len(route.hops)} hops makes no sense.")
         known = self._routes.get(route.id)
         if known is not None and known.epoch >= route.epoch:
             raise MeshError(f"route {route.id} has had epoch {route.epoch} already.")
-        here = RouteHere(route.id, route.epoch, [(hop.address, StageKey.parse(hop.key)) for hop in route.hops], reply)
-        live = self._host.get(here.hops[route.hop][1])
+        hops = [HopHere(hop.worker[:MAX_NAME], hop.address, StageKey.parse(hop.key)) for hop in route.hops]
+        here = RouteHere(route.id, route.epoch, hops, reply)
+        live = self._host.get(hops[route.hop].key)
         self._host.enter(live, route.id)
         self._routes[route.id] = here
         return here
@@ -75,11 +85,17 @@ class Routes:
             return
         del here.waiting[place]
         try:
-            live = self._host.get(here.hops[envelope.hop][1])
+            live = self._host.get(here.hops[envelope.hop].key)
         except BusyError as error:
             self._fail(here, error)
             return
-        live.runner.run(together, lambda ran, time: self._ran(here, ran, time))
+        aboard = [one for one in together if live.sessions.get(one.frame.session) == here.id]
+        for stranger in (one for one in together if one not in aboard):
+            unknown = MeshError(f"session {stranger.frame.session} is not known on layers {live.key.span}. Start it again.")
+            failure = Failure(stranger.frame.session, stranger.frame.step, unknown)
+            here.reply(pb.ForwardResponse(failure=self._failure(here, failure)))
+        if aboard:
+            live.runner.run(aboard, lambda ran, time: self._ran(here, ran, time))
 
     async def close(self) -> None:
         """Let go of the neighbours."""
@@ -87,6 +103,17 @@ class Routes:
 
     def _ran(self, here: RouteHere, ran: Sequence[tuple[Envelope, Outcome]], time: HopTime) -> None:
         """From a stage's thread: pack what became of the frames, and hand it to the event loop."""
+        try:
+            hop, onward, back = self._packed(here, ran, time)
+        except MeshError as error:
+            self._loop.call_soon_threadsafe(self._fail, here, error)
+            return
+        self._loop.call_soon_threadsafe(self._send, here, hop, onward, back)
+
+    def _packed(
+        self, here: RouteHere, ran: Sequence[tuple[Envelope, Outcome]], time: HopTime
+    ) -> tuple[int, list[pb.FramePart], list[pb.ForwardResponse]]:
+        """Return the hop that comes next, what goes on to it, and what goes back to the coordinator."""
         passing = [envelope for envelope, outcome in ran if isinstance(outcome, Frame)]
         onward: list[pb.FramePart] = []
         back: list[pb.ForwardResponse] = []
@@ -102,13 +129,13 @@ class Routes:
         if hop == len(here.hops):
             back += [pb.ForwardResponse(frame=part) for part in onward]
             onward = []
-        self._loop.call_soon_threadsafe(self._send, here, hop, onward, back)
+        return hop, onward, back
 
     def _send(self, here: RouteHere, hop: int, onward: Sequence[pb.FramePart], back: Sequence[pb.ForwardResponse]) -> None:
         for response in back:
             here.reply(response)
         if onward:
-            self._neighbours.send(here.hops[hop][0], onward)
+            self._neighbours.send(here.hops[hop].address, onward)
 
     def _failure(self, here: RouteHere, failure: Failure) -> pb.FrameFailure:
         return pb.FrameFailure(
@@ -127,5 +154,6 @@ class Routes:
     def _lost(self, address: str, why: str) -> None:
         """Tell every route that goes on to `address` that nobody answers there."""
         for here in list(self._routes.values()):
-            if any(address == hop for hop, _ in here.hops):
-                self._fail(here, MeshError(f"the next worker, at {address}, went away ({why})."))
+            lost = next((hop.worker for hop in here.hops if hop.address == address), None)
+            if lost is not None:
+                self._fail(here, MeshError(f"the next worker, {lost} at {address}, went away ({why})."))

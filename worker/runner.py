@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from layermesh.shared.errors import LayermeshError, MeshError
+from layermesh.shared.errors import BusyError, LayermeshError, MeshError
 from layermesh.shared.frames import Failure, Outcome, SessionId
 from layermesh.shared.wire import Envelope, HopTime
 from layermesh.worker.stage import Stage
@@ -50,7 +50,9 @@ class StageRunner:
 
     def __init__(self, stage: Stage, name: str) -> None:
         self._stage = stage
-        self._inbox: queue.SimpleQueue[_Group | _Call | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Group | _Call | None] = queue.SimpleQueue()  # None: the end
+        self._is_closed = False
+        self._closing = threading.Lock()
         self._waiting: deque[_Group | _Call] = deque()
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._thread = threading.Thread(target=self._work, name=f"stage-{name}", daemon=True)
@@ -64,19 +66,28 @@ class StageRunner:
 
     def run(self, envelopes: Sequence[Envelope], deliver: Deliver) -> None:
         """Run frames of different sessions in the same sweep; `deliver` is called from the stage's thread."""
-        self._inbox.put(_Group(envelopes, time.monotonic(), deliver))
+        self._put(_Group(envelopes, time.monotonic(), deliver))
 
     def call(self, job: Callable[[Stage], T]) -> "Future[T]":
-        """Do `job` between two sweeps."""
+        """Do `job` between two sweeps; the future has a BusyError where the stage was closed before."""
         future: Future[T] = Future()
-        self._inbox.put(_Call(job, future))
+        self._put(_Call(job, future))
         return future
 
     def close(self) -> None:
-        """Finish what is under way, and give the stage's memory back."""
-        self._inbox.put(None)
+        """Finish the sweep that is under way, turn away what waits, and give the stage's memory back."""
+        with self._closing:
+            self._is_closed = True
+            self._inbox.put(None)
         self._thread.join()
         self._stage.close()
+
+    def _put(self, item: "_Group | _Call") -> None:
+        with self._closing:
+            if not self._is_closed:
+                self._inbox.put(item)
+                return
+        _turn_away(item)
 
     def _work(self) -> None:
         while self._receive():
@@ -85,6 +96,8 @@ class StageRunner:
                 _do(first, self._stage)
             else:
                 self._run([first, *(self._companions(first) if self._stage.streams else ())])
+        for item in self._waiting:
+            _turn_away(item)
 
     def _receive(self) -> bool:
         """Take in what has come, and wait for something if nothing has; False at the end."""
@@ -129,6 +142,16 @@ class StageRunner:
             ours = error if isinstance(error, LayermeshError) else MeshError(f"{type(error).__name__}: {error}")
             ran = [Failure(frame.session, frame.step, ours) for frame in fit]
         return outcomes | {outcome.session: outcome for outcome in ran}
+
+
+def _turn_away(item: _Group | _Call) -> None:
+    """Tell whoever waits for `item` that the stage is gone."""
+    error = BusyError("these layers are not ready here any more; they had to make room.")
+    if isinstance(item, _Group):
+        frames = [(envelope, envelope.frame) for envelope in item.envelopes]
+        item.deliver([(envelope, Failure(frame.session, frame.step, error)) for envelope, frame in frames], HopTime(0.0, 0.0))
+    elif item.future.set_running_or_notify_cancel():
+        item.future.set_exception(error)
 
 
 def _do(call: _Call, stage: Stage) -> None:

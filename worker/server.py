@@ -14,7 +14,6 @@ import torch
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health_service
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
-from layermesh.worker.store import Store
 
 from layermesh.protos.mesh_pb2_grpc import add_WorkerServiceServicer_to_server
 from layermesh.shared.addresses import DEFAULT_PORT, format_address
@@ -29,6 +28,7 @@ from layermesh.worker.host import Host, LiveStage
 from layermesh.worker.opening import StageBudget
 from layermesh.worker.routes import Routes
 from layermesh.worker.service import Identity, WorkerService
+from layermesh.worker.store import Store
 
 ANY_HOST = "::"  # with IPv4
 IDLE_CHECK_SECONDS = 10.0

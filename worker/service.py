@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
-from layermesh.worker.store import Store
 
 from layermesh import __version__
 from layermesh.protos import mesh_pb2 as pb
@@ -24,6 +23,7 @@ from layermesh.shared.wire import MAX_NAME, MAX_TOKENS, PROTOCOL_VERSION, FrameA
 from layermesh.worker.host import Host, LiveStage
 from layermesh.worker.preparing import Preparer
 from layermesh.worker.routes import RouteHere, Routes
+from layermesh.worker.store import Store, StoredModel
 
 MAX_ECHO_BYTES = 2 << 20
 if TYPE_CHECKING:
@@ -110,22 +110,26 @@ class WorkerService(WorkerServiceServicer):
 
     async def Reserve(self, request: pb.ReserveRequest, context: Context) -> pb.ReserveResponse:
         """Make room for a session."""
-        others = 0
+        others = False
         try:
             if not 0 < len(request.session) <= MAX_NAME or request.num_tokens > MAX_TOKENS * 16:
                 raise MeshError(f"a session of {request.num_tokens} tokens makes no sense.")
             live = self._host.get(StageKey.parse(request.key))
-            others = len(live.sessions.keys() - {request.session})
+            routes = live.sessions.values()
+            others = len(routes) > 0 and request.route not in routes  # one's own need not be waited for: they end by themselves
             size = SequenceSize(request.num_tokens, request.num_new)
             residency = await self._host.reserve(live, SessionId(request.session), request.route, size)
         except (LayermeshError, ValueError) as error:
-            busy = isinstance(error, BudgetError) and others > 0
+            busy = isinstance(error, BudgetError) and others
             return pb.ReserveResponse(problem=to_problem(error, busy=busy))
         return pb.ReserveResponse(resident_bytes=residency.resident_bytes, streamed_bytes=residency.streamed_bytes)
 
     async def Release(self, request: pb.ReleaseRequest, context: Context) -> pb.ReleaseResponse:
         """Forget a session; one that is not known is no error."""
-        live = self._host.find(StageKey.parse(request.key))
+        try:
+            live = self._host.find(StageKey.parse(request.key))
+        except MeshError:
+            live = None
         if live is not None:
             await self._host.release(live, SessionId(request.session))
         return pb.ReleaseResponse()
@@ -133,7 +137,7 @@ class WorkerService(WorkerServiceServicer):
     async def Fetch(self, request: pb.FetchRequest, context: Context) -> AsyncIterator[pb.FetchResponse]:
         """Hand out a part of a model to another worker."""
         await _check_version(request.version, context)
-        stored = await asyncio.to_thread(self._store.get, request.fingerprint)
+        stored = await asyncio.to_thread(self._find_stored, request.fingerprint)
         if stored is None or request.part not in stored.manifest.parts or stored.missing([request.part]):
             await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such part here")
         assert stored is not None
@@ -143,6 +147,12 @@ class WorkerService(WorkerServiceServicer):
                     yield pb.FetchResponse(chunk=chunk)
             except CheckpointError as error:
                 await context.abort(grpc.StatusCode.DATA_LOSS, str(error))
+
+    def _find_stored(self, fingerprint: str) -> StoredModel | None:
+        try:
+            return self._store.get(fingerprint)
+        except CheckpointError:  # it is no fingerprint
+            return None
 
     def _stored(self) -> list[pb.StoredModel]:
         return [
@@ -173,7 +183,7 @@ class WorkerService(WorkerServiceServicer):
                     responses.put_nowait(pb.ForwardResponse(accepted=pb.RouteAccepted()))
                 elif (envelope := assembler.add(request.frame)) is not None:
                     self._routes.run(envelope)
-        except (LayermeshError, ValueError) as error:
+        except Exception as error:  # whatever came, whoever sent it is told
             failure = pb.FrameFailure(worker=self._identity.name, problem=to_problem(error))
             responses.put_nowait(pb.ForwardResponse(failure=failure))
         finally:

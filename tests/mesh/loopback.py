@@ -9,11 +9,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from layermesh.worker.store import Store
 
 from layermesh.shared.machine_profile import MachineProfile
 from layermesh.worker.opening import StageBudget
 from layermesh.worker.server import Settings, WorkerServer
+from layermesh.worker.store import Store
 
 PLENTY = 1 << 30
 PROFILE = MachineProfile(PLENTY, 0, 0.0, 1e9, {"float32": 1e10, "bfloat16": 1e10, "int4": 1e10}, 1e11, "test")
