@@ -11,6 +11,7 @@ import torch
 
 from layermesh.protos import mesh_pb2 as pb
 from layermesh.protos.mesh_pb2_grpc import WorkerServiceStub
+from layermesh.shared.allocator import keeping_memory
 from layermesh.shared.checkpoints import Checkpoint
 from layermesh.shared.errors import BusyError, CheckpointError, MeshError
 from layermesh.shared.grpc_options import CHANNEL_OPTIONS
@@ -28,6 +29,7 @@ from layermesh.worker.stage import Stage
 from layermesh.worker.store import Store, StoredModel
 
 NUM_TRIES = 2  # of a part that comes damaged
+TOLD_BYTES = 4 << 20  # that come between two words about it
 
 
 class Coordinator(Protocol):
@@ -77,7 +79,8 @@ class Preparer:
             with self._store.in_use(key.fingerprint):
                 checkpoint = stored.checkpoint()
                 made = await asyncio.to_thread(define, checkpoint, _dtype(key), fast_path=key.fast_path)
-                fetched = await self._fetch(key, stored, made[0], coordinator, start.sources)
+                with keeping_memory():
+                    fetched = await self._fetch(key, stored, made[0], coordinator, start.sources)
                 return Prepared(await self._open(key, start.model, checkpoint, made), manifest_bytes + fetched)
 
     async def _find_own(self, start: pb.PrepareStart) -> Checkpoint | None:
@@ -164,7 +167,7 @@ async def _receive(
 ) -> int:
     """Write what `source` sends of a part, from where an earlier try ended, and return how many bytes came."""
     with stored.receiving(part) as writer:
-        fetched, sha256 = 0, b""
+        fetched, told, sha256 = 0, 0, b""
         writing: asyncio.Future[None] | None = None
         try:
             async for chunk in source(writer.offset):
@@ -173,7 +176,9 @@ async def _receive(
                 writing = asyncio.ensure_future(asyncio.to_thread(writer.write, chunk.data))
                 fetched += len(chunk.data)
                 sha256 = chunk.sha256
-                tell(fetched)
+                if fetched - told >= TOLD_BYTES or sha256:
+                    tell(fetched)
+                    told = fetched
         finally:
             if writing is not None:  # a thread has the file in its hands until then
                 await to_its_end(writing)
