@@ -116,7 +116,7 @@ def test_a_worker_serves_until_it_is_told_to_end(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--host-memory", "1MB"), "1MB of memory hold no layer of any model"),
+        (("--host-memory", "1MB"), "of memory hold no layer of any model"),
         (("--name", "two\nlines"), "a worker's name is a short line of text"),
         (("--store-limit", "lots"), "--store-limit: "),
     ],
