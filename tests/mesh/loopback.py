@@ -24,7 +24,7 @@ class LoopbackWorker:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, folder: Path, number: int, budget_bytes: int = PLENTY) -> None:
         self.name = f"w{number}"
-        self.id = f"{number:032x}"
+        self.id = f"{number:x}".ljust(32, "0")
         self.folder = folder
         self.budget_bytes = budget_bytes
         self.port = 0

@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from layermesh import LayerMesh, local
+from layermesh.coordinator.mesh_pipeline import MeshPipeline
+from layermesh.shared.errors import BudgetError
 from tests.mesh.meshes import answer_alone, ask, num_sessions, open_mesh
 from tests.mesh.waiting import wait_until
 
@@ -44,14 +46,25 @@ def test_many_prompts_in_the_same_sweeps(tiny, loopback, alone):
     assert [answer.token_ids for answer in answers] == alone
 
 
-def test_many_prompts_wait_for_each_other_where_a_worker_has_little_room(tiny, loopback, alone, monkeypatch):
+def test_many_prompts_wait_for_each_other_where_a_worker_has_little_room(tiny, loopback, monkeypatch):
     """One's own sessions end by themselves: nobody waits for them as for somebody else's."""
     monkeypatch.setattr("layermesh.coordinator.worker_client.BUSY_SECONDS", 0.0)
-    workers = loopback.add(2, budget_bytes=1_500_000)
-    with open_mesh(tiny("llama"), workers) as mesh:
-        each = [{"max_new_tokens": length} for length in LENGTHS]
-        answers = mesh.generate_many(PROMPTS, each=each, temperature=0, ignore_eos=True)
-    assert [answer.token_ids for answer in answers] == alone
+    refused = []
+    reserve = MeshPipeline._reserve
+
+    def watching(line, session, size):
+        try:
+            reserve(line, session, size)
+        except BudgetError as error:
+            refused.append(str(error))
+            raise
+
+    monkeypatch.setattr(MeshPipeline, "_reserve", watching)
+    prompts = [[3 + (7 * number + step) % 90 for step in range(200)] for number in range(4)]
+    with open_mesh(tiny("llama"), loopback.add(2, budget_bytes=12_000_000)) as mesh:
+        answers = mesh.generate_many(prompts, max_new_tokens=5, temperature=0, ignore_eos=True)
+    assert "worker w" in refused[0]
+    assert [answer.token_ids for answer in answers] == [answer_alone(tiny("llama"), prompt, 5) for prompt in prompts]
 
 
 def test_a_long_prompt_goes_in_chunks_that_follow_each_other(tiny, loopback, monkeypatch):
