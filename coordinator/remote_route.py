@@ -184,6 +184,8 @@ class _Stream:
             error = self._client.explain(failed)
         except LayermeshError as failed:
             error = failed
+        finally:
+            self._requests.put_nowait(None)  # gRPC goes on waiting for more where the other side ended it
         if not self._accepted.done():
             self._accepted.set_exception(error)
         self._end(error)

@@ -129,7 +129,7 @@ class Workers:
         self._present = present
 
     def _run_alone(self) -> None:
-        if self._present:
+        if isinstance(self._local.line, MeshPipeline):  # in use, or left over from a preparation that failed
             self._leave()
             self._local.run_alone()
 
