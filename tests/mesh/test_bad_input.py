@@ -225,7 +225,7 @@ def test_a_preparation_that_makes_no_sense_fails(busy, requests):
         try:
             *_, last = stub.Prepare(iter(requests), timeout=10)
         except grpc.RpcError as error:
-            assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert error.code() is grpc.StatusCode.INVALID_ARGUMENT  # noqa: PT017
         else:
             assert last.WhichOneof("kind") == "failed"
 

@@ -140,7 +140,7 @@ def test_who_goes_away_in_the_middle_of_a_preparation_leaves_nothing_half_open(t
 
     monkeypatch.setattr(Stage, "__init__", slow)
     with open_mesh(tiny("llama"), [worker]) as mesh:
-        asking = threading.Thread(target=lambda: pytest.raises(Exception, ask, mesh))
+        asking = threading.Thread(target=lambda: pytest.raises(Exception, ask, mesh))  # noqa: B017, RUF061
         asking.start()
         assert opening.wait(10)
         loop = mesh.workers._registry.loop
