@@ -13,6 +13,7 @@ import torch
 from layermesh.shared.library.home import home
 from layermesh.shared.quant.forms import QuantForm
 from layermesh.shared.quant.native.building import built_library, find_compiler
+from layermesh.shared.quant.native.checking import computes_correctly
 from layermesh.shared.quant.native.openmp import share_openmp
 
 SWITCH: Final = "LAYERMESH_NATIVE"  # 0 leaves it out
@@ -22,8 +23,6 @@ _DTYPES: Final = (torch.float32, torch.bfloat16)
 @cache
 def native_kernel() -> "NativeKernel | None":
     """Return the kernel, built now if it never was; None where it cannot be had or does not compute what it should."""
-    from layermesh.shared.quant.native.checking import computes_correctly
-
     if os.environ.get(SWITCH) == "0" or sys.platform != "linux":
         return None
     compiler = find_compiler()
@@ -33,7 +32,7 @@ def native_kernel() -> "NativeKernel | None":
         kernel = load_kernel(built_library(home() / "native", compiler))
     except (OSError, AttributeError, subprocess.SubprocessError):
         return None
-    return kernel if kernel is not None and computes_correctly(kernel) else None
+    return kernel if kernel is not None and computes_correctly(kernel.multiply) else None
 
 
 def load_kernel(library: Path) -> "NativeKernel | None":
