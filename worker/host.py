@@ -147,9 +147,7 @@ class Host:
         async with self._lock:
             await self._close(self.stages)
 
-    async def _open(
-        self, key: StageKey, model: str, open_stage: OpenStage, files: AbstractContextManager[object]
-    ) -> LiveStage:
+    async def _open(self, key: StageKey, model: str, open_stage: OpenStage, files: AbstractContextManager[object]) -> LiveStage:
         await self._close(live for live in self.stages if not live.in_use)
         budget = StageBudget(self._free_bytes(), self._budget.flag, self._budget.host_bytes)
         with ExitStack() as held:

@@ -4,10 +4,11 @@ import asyncio
 import errno
 import os
 import random
+from concurrent.futures import CancelledError
 
 import pytest
 
-from layermesh.shared.errors import CheckpointError, LayermeshError, ResourceError
+from layermesh.shared.errors import CheckpointError, ResourceError
 from layermesh.shared.parts import CHUNK_BYTES
 from layermesh.shared.spans import LayerSpan
 from layermesh.worker import service
@@ -166,7 +167,7 @@ def test_a_transfer_that_was_cut_goes_on_where_it_was(model, loopback, fetched, 
     (worker,) = loopback.add(1)
     choose = random.Random(7)
     num_cuts = 0
-    for _ in range(10):
+    for _ in range(12):
         with open_mesh(model, [worker]) as mesh:
             read, loop = mesh.workers._read, mesh.workers._registry.loop
 
@@ -179,22 +180,15 @@ def test_a_transfer_that_was_cut_goes_on_where_it_was(model, loopback, fetched, 
             monkeypatch.setattr(mesh.workers, "_read", cut)
             try:
                 ask(mesh)
-            except (LayermeshError, asyncio.CancelledError, concurrent_cancelled()) as error:
+            except (CheckpointError, asyncio.CancelledError, CancelledError):
                 num_cuts += 1
-                assert how != "reading fails" or "unplugged" in str(error)
     with open_mesh(model, [worker]) as mesh:
         assert ask(mesh).token_ids == answer_alone(model)
         manifest = mesh.local.manifest
-    assert num_cuts >= 5
+    assert num_cuts >= 10
     (summary,) = worker.store.models()
     needed = sum(map(manifest.part_bytes, summary.parts)) + len(manifest.to_bytes())
     assert sum(arrived) <= needed + num_cuts * CHUNK_BYTES
-
-
-def concurrent_cancelled():
-    from concurrent.futures import CancelledError
-
-    return CancelledError
 
 
 def flip_a_bit(worker, file):
