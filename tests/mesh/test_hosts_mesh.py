@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from layermesh import LayerMesh
 from layermesh.shared.errors import LayermeshError
 from layermesh.shared.library import DEFAULT_MODEL, resolve
 from tests.mesh.hosts import requires_namespaces
@@ -17,6 +19,16 @@ pytestmark = requires_namespaces
 NUM_WORKERS = 3
 PROMPT = "What is the capital of France?"
 LAYERMESH = (sys.executable, "-m", "layermesh")
+LOOK = """
+import json, time
+from layermesh.coordinator.registry import Registry
+began = time.monotonic()
+with Registry() as registry:
+    while len(workers := registry.survey()) < 3 and time.monotonic() - began < 10:
+        pass
+    seconds = time.monotonic() - began
+print(json.dumps({"seconds": seconds, "workers": {one.name: one.address for one in workers}}))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -90,29 +102,35 @@ def test_workers_are_found_with_no_configuration(mesh):
         return all("Ctrl-C ends it" in (mesh.folder / f"laptop-{number}.log").read_text() for number in range(NUM_WORKERS))
 
     wait_until(is_up, 60)
-    found = mesh.status()  # which looks around for a second and a half
-    assert sorted(found) == ["laptop-0", "laptop-1", "laptop-2"]
-    for number, (_, worker) in enumerate(sorted(found.items())):
-        assert worker["problem"] is None
-        assert worker["address"].startswith(mesh.network.hosts[number].address)
-        assert worker["profile"]["disk_rate"] > 0
-        assert worker["running"] == worker["stored"] == []
+    found = json.loads(mesh.network.coordinator.run([sys.executable, "-c", LOOK], env=mesh.environ("desk")))
+    assert found["seconds"] < 5
+    expected = {f"laptop-{number}": host.address for number, host in enumerate(mesh.network.hosts)}
+    assert {name: address.rpartition(":")[0] for name, address in found["workers"].items()} == expected
 
 
-def test_the_answer_is_that_of_one_machine(mesh, model):
-    alone = generate(mesh, model, "--alone")
+@pytest.fixture(scope="module")
+def alone(model):
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with LayerMesh(str(model), device="cpu", alone=True) as mesh:
+        yield mesh.generate(PROMPT, max_new_tokens=8, temperature=0, ignore_eos=True)
+    torch.set_num_threads(before)
+
+
+def test_the_answer_is_that_of_one_machine(mesh, model, alone):
     together = generate(mesh, model, "--spread")
-    assert together["token_ids"] == alone["token_ids"]
-    assert together["text"] == alone["text"]
+    assert together["token_ids"] == alone.token_ids
+    assert together["text"] == alone.text
     assert [stage["worker"] for stage in together["plan"]["stages"]] == [*sorted(mesh.workers), "local"]
     assert [hop["worker"] for hop in together["timings"]["hops"]] == sorted(mesh.workers)
     for worker in mesh.status().values():
+        assert worker["problem"] is None
+        assert worker["profile"]["disk_rate"] > 0
         assert [stage["num_sessions"] for stage in worker["running"]] == [0]
 
 
-def test_a_worker_that_went_away_is_done_without(mesh, model):
-    expected = generate(mesh, model, "--alone")["token_ids"]
+def test_a_worker_that_went_away_is_done_without(mesh, model, alone):
     assert mesh.stop("laptop-1") in (0, 130)
     answer = generate(mesh, model, "--spread")
-    assert answer["token_ids"] == expected
+    assert answer["token_ids"] == alone.token_ids
     assert [stage["worker"] for stage in answer["plan"]["stages"]] == ["laptop-0", "laptop-2", "local"]

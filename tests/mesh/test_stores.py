@@ -4,10 +4,11 @@ import asyncio
 import errno
 import os
 import random
+from concurrent.futures import CancelledError
 
 import pytest
 
-from layermesh.shared.errors import CheckpointError, LayermeshError, ResourceError
+from layermesh.shared.errors import CheckpointError, ResourceError
 from layermesh.shared.parts import CHUNK_BYTES
 from layermesh.shared.spans import LayerSpan
 from layermesh.worker import service
@@ -166,7 +167,7 @@ def test_a_transfer_that_was_cut_goes_on_where_it_was(model, loopback, fetched, 
     (worker,) = loopback.add(1)
     choose = random.Random(7)
     num_cuts = 0
-    for _ in range(10):
+    for _ in range(12):
         with open_mesh(model, [worker]) as mesh:
             read, loop = mesh.workers._read, mesh.workers._registry.loop
 
@@ -179,22 +180,15 @@ def test_a_transfer_that_was_cut_goes_on_where_it_was(model, loopback, fetched, 
             monkeypatch.setattr(mesh.workers, "_read", cut)
             try:
                 ask(mesh)
-            except (LayermeshError, asyncio.CancelledError, concurrent_cancelled()) as error:
+            except (CheckpointError, asyncio.CancelledError, CancelledError):
                 num_cuts += 1
-                assert how != "reading fails" or "unplugged" in str(error)  # noqa: PT017
     with open_mesh(model, [worker]) as mesh:
         assert ask(mesh).token_ids == answer_alone(model)
         manifest = mesh.local.manifest
-    assert num_cuts >= 5
+    assert num_cuts >= 10
     (summary,) = worker.store.models()
     needed = sum(map(manifest.part_bytes, summary.parts)) + len(manifest.to_bytes())
     assert sum(arrived) <= needed + num_cuts * CHUNK_BYTES
-
-
-def concurrent_cancelled():
-    from concurrent.futures import CancelledError
-
-    return CancelledError
 
 
 def flip_a_bit(worker, file):
@@ -232,17 +226,17 @@ def test_damage_that_cannot_be_mended_is_an_error_that_names_the_worker(model, l
 def test_a_full_disk_is_named_and_nothing_half_is_used(model, loopback, monkeypatch):
     (worker,) = loopback.add(1)
     written = []
-    write = os.write
+    write = os.pwrite
 
-    def fill(descriptor, data):
+    def fill(descriptor, data, offset):
         written.append(len(data))
         if sum(written) > 3 * CHUNK_BYTES:
             raise OSError(errno.ENOSPC, "no space")
-        return write(descriptor, data)
+        return write(descriptor, data, offset)
 
     with open_mesh(model, [worker]) as mesh:
         with monkeypatch.context() as patch:
-            patch.setattr("layermesh.worker.part_writer.os.write", fill)
+            patch.setattr("layermesh.worker.chunk_file.os.pwrite", fill)
             with pytest.raises(ResourceError, match=rf"worker w0: no room in {worker.folder}.* needed, .* free") as failed:
                 ask(mesh)
         assert failed.value.exit_code == 6
