@@ -29,18 +29,18 @@ def multiply(inputs: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, f
     packed: uint8 `form.packed_shape`, scales: bfloat16 `form.scales_shape`, both on the device of `inputs`. On a CPU
     sums are float32, of inputs that our kernel rounds to 16 bits under a scale for each group, and torch's to bfloat16.
     """
-    rows = inputs.reshape(-1, inputs.shape[-1])
-    return _multiply_rows(rows, packed, scales, form, tile).view(*inputs.shape[:-1], -1)
-
-
-def _multiply_rows(rows: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, form: QuantForm, tile: int) -> torch.Tensor:
-    if rows.is_cpu and len(rows) < MANY_ROWS and (native := native_kernel()) is not None:
-        return native.multiply(rows, packed, scales, form, tile)
-    if not rows.is_cpu or tile != kernel_tile():
-        return _multiply_plainly(rows, packed, scales, form, tile)
-    if len(rows) < MANY_ROWS:
-        return _multiply_few(rows.to(torch.bfloat16), packed, scales, form).to(rows.dtype)
-    return _multiply_many(rows.to(torch.bfloat16), packed, scales, form, tile).to(rows.dtype)
+    columns = inputs.shape[-1]
+    is_few = inputs.numel() < MANY_ROWS * columns
+    if is_few and inputs.is_cpu and (native := native_kernel()) is not None:
+        return native.multiply(inputs, packed, scales, form, tile)
+    rows = inputs.reshape(-1, columns)
+    if not inputs.is_cpu or tile != kernel_tile():
+        made = _multiply_plainly(rows, packed, scales, form, tile)
+    elif is_few:
+        made = _multiply_few(rows.to(torch.bfloat16), packed, scales, form)
+    else:
+        made = _multiply_many(rows.to(torch.bfloat16), packed, scales, form, tile)
+    return made.to(inputs.dtype).view(*inputs.shape[:-1], -1)
 
 
 def unpacking_bytes(rows: int, columns: int, tile: int) -> int:
