@@ -14,9 +14,10 @@ from layermesh.shared.quant.native.kernel import native_kernel
 from layermesh.shared.quant.quants import unpack
 from layermesh.shared.quant.tiles import kernel_tile
 
-MANY_ROWS: Final = (
-    80  # from here on unpacking pays (one core with AVX512-BF16: 6.3 against 7.1 ms at 64, 9.5 against 8.3 at 96)
-)
+# From here on unpacking pays (4096 × 1536 on one core with AVX512-BF16, at 160 rows: 13 ms with our kernel, 18 with torch's, 18
+# unpacked; at 512: 42 and 38 unpacked).
+MANY_ROWS: Final = 160
+MANY_ROWS_FOR_TORCH: Final = 80
 UNPACKED_BYTES: Final = 4 << 20  # of weights that are unpacked at a time, twice
 _KERNEL: Final = torch.ops.aten._weight_int4pack_mm_for_cpu.default
 _PLAIN_BYTES: Final = 16 << 20  # the same in float32 where there is no kernel
@@ -30,8 +31,9 @@ def multiply(inputs: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, f
     sums are float32, of inputs that our kernel rounds to 16 bits under a scale for each group, and torch's to bfloat16.
     """
     columns = inputs.shape[-1]
-    is_few = inputs.numel() < MANY_ROWS * columns
-    if is_few and inputs.is_cpu and (native := native_kernel()) is not None:
+    native = native_kernel() if inputs.is_cpu else None
+    is_few = inputs.numel() < columns * (MANY_ROWS_FOR_TORCH if native is None else MANY_ROWS)
+    if native is not None and is_few:
         return native.multiply(inputs, packed, scales, form, tile)
     rows = inputs.reshape(-1, columns)
     if not inputs.is_cpu or tile != kernel_tile():
