@@ -14,9 +14,10 @@ from layermesh.shared.quant.native.kernel import native_kernel
 from layermesh.shared.quant.quants import unpack
 from layermesh.shared.quant.tiles import kernel_tile
 
-MANY_ROWS: Final = (
-    80  # from here on unpacking pays (one core with AVX512-BF16: 6.3 against 7.1 ms at 64, 9.5 against 8.3 at 96)
-)
+# From here on unpacking pays (4096 × 1536 on one core with AVX512-BF16, at 160 rows: 13 ms with our kernel, 18 with torch's, 18
+# unpacked; at 512: 42 and 38 unpacked).
+MANY_ROWS: Final = 160
+MANY_ROWS_FOR_TORCH: Final = 80
 UNPACKED_BYTES: Final = 4 << 20  # of weights that are unpacked at a time, twice
 _KERNEL: Final = torch.ops.aten._weight_int4pack_mm_for_cpu.default
 _PLAIN_BYTES: Final = 16 << 20  # the same in float32 where there is no kernel
@@ -29,18 +30,19 @@ def multiply(inputs: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, f
     packed: uint8 `form.packed_shape`, scales: bfloat16 `form.scales_shape`, both on the device of `inputs`. On a CPU
     sums are float32, of inputs that our kernel rounds to 16 bits under a scale for each group, and torch's to bfloat16.
     """
-    rows = inputs.reshape(-1, inputs.shape[-1])
-    return _multiply_rows(rows, packed, scales, form, tile).view(*inputs.shape[:-1], -1)
-
-
-def _multiply_rows(rows: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, form: QuantForm, tile: int) -> torch.Tensor:
-    if rows.is_cpu and len(rows) < MANY_ROWS and (native := native_kernel()) is not None:
-        return native.multiply(rows, packed, scales, form, tile)
-    if not rows.is_cpu or tile != kernel_tile():
-        return _multiply_plainly(rows, packed, scales, form, tile)
-    if len(rows) < MANY_ROWS:
-        return _multiply_few(rows.to(torch.bfloat16), packed, scales, form).to(rows.dtype)
-    return _multiply_many(rows.to(torch.bfloat16), packed, scales, form, tile).to(rows.dtype)
+    columns = inputs.shape[-1]
+    native = native_kernel() if inputs.is_cpu else None
+    is_few = inputs.numel() < columns * (MANY_ROWS_FOR_TORCH if native is None else MANY_ROWS)
+    if native is not None and is_few:
+        return native.multiply(inputs, packed, scales, form, tile)
+    rows = inputs.reshape(-1, columns)
+    if not inputs.is_cpu or tile != kernel_tile():
+        made = _multiply_plainly(rows, packed, scales, form, tile)
+    elif is_few:
+        made = _multiply_few(rows.to(torch.bfloat16), packed, scales, form)
+    else:
+        made = _multiply_many(rows.to(torch.bfloat16), packed, scales, form, tile)
+    return made.to(inputs.dtype).view(*inputs.shape[:-1], -1)
 
 
 def unpacking_bytes(rows: int, columns: int, tile: int) -> int:

@@ -15,6 +15,8 @@
 #define LARGEST 32639.0f    /* 127 × 256 + 127 */
 #define LEAST 1e-30f        /* groups of inputs below that are zeros */
 #define PARALLEL_FROM 65536 /* weights, times rows of inputs; less is not worth a second thread */
+#define DIGITS_AHEAD 8192   /* bytes that are asked for before they are needed; the processor alone looks less far */
+#define GROUPS_AHEAD 4
 #define PIECE 65536         /* weights that a thread takes at a time */
 
 enum { UNIT = 16 }; /* bytes of a column: 16 rows in their low digits, and 16 half a tile further down in the high ones */
@@ -97,6 +99,9 @@ INLINE void prefetch(const void *start, int num_bytes) {
     UNROLLED for (int line = 0; line < num_bytes; line += 64) __builtin_prefetch((const char *)start + line);
 }
 
+/* The first row in register `v` of a unit, counted from that of the tile. */
+INLINE int row_of(int unit, int v, int half) { return unit * UNIT + v % VECTORS * LANES + v / VECTORS * half; }
+
 /* Multiply `num` rows of inputs with `units` of a tile, from unit `first` on; `results` are [num][tile].
  *
  * All but the pointers are constants wherever this is inlined, so that the sums stay in registers. */
@@ -120,7 +125,8 @@ INLINE void multiply_units(
                 }
         for (int end = k + group; k < end; k += block)
             UNROLLED for (int plane = 0; plane < planes; plane++)
-                for (int column = k; column < k + block; column += 4, tile += 4 * half)
+                for (int column = k; column < k + block; column += 4, tile += 4 * half) {
+                    prefetch(tile + DIGITS_AHEAD, 4 * half);
                     UNROLLED for (int u = 0; u < units; u++) {
                         Bytes digits[EACH]; /* first those of the upper rows */
                         unpack(tile, half, (first + u) * UNIT, plane, digits);
@@ -130,11 +136,12 @@ INLINE void multiply_units(
                                 low[r][u][v] = dot4(low[r][u][v], digits[v], same_four(inputs[r].low + column), plane);
                             }
                     }
+                }
         const uint16_t *scale = scales + 2 * g * matrix->rows;
-        prefetch(scale + 2 * 4 * matrix->rows, 8 * half);
+        prefetch(scale + 2 * GROUPS_AHEAD * matrix->rows, 8 * half); /* scales of a tile lie far apart */
         UNROLLED for (int u = 0; u < units; u++)
             UNROLLED for (int v = 0; v < EACH; v++) {
-                int row = (first + u) * UNIT + v % VECTORS * LANES + v / VECTORS * half;
+                int row = row_of(first + u, v, half);
                 Ints pairs = load_ints(scale + 2 * row);
                 Floats step = first_of_pairs(pairs), zero = second_of_pairs(pairs);
                 UNROLLED for (int r = 0; r < num; r++) {
@@ -148,7 +155,7 @@ INLINE void multiply_units(
     UNROLLED for (int r = 0; r < num; r++)
         UNROLLED for (int u = 0; u < units; u++)
             UNROLLED for (int v = 0; v < EACH; v++)
-                store_floats(results + 2 * half * r + (first + u) * UNIT + v % VECTORS * LANES + v / VECTORS * half, made[r][u][v]);
+                store_floats(results + 2 * half * r + row_of(first + u, v, half), made[r][u][v]);
 }
 
 INLINE void multiply_whole(
@@ -172,16 +179,11 @@ static void multiply_tile(
     CASE(32, 4) CASE(32, 8) CASE(16, 4) CASE(16, 8)
 }
 
-static void store(const Matrix *matrix, const float *results, const void *bias, void *outputs, int64_t at, int64_t row) {
-    for (int64_t i = 0; i < matrix->tile; i++) {
-        float value = results[i];
-        if (matrix->bfloat) {
-            if (bias) value += from_bfloat(((const uint16_t *)bias)[row + i]);
-            ((uint16_t *)outputs)[at + i] = to_bfloat(value);
-        } else {
-            ((float *)outputs)[at + i] = bias ? value + ((const float *)bias)[row + i] : value;
-        }
-    }
+static void store(const Matrix *matrix, const float *results, void *outputs, int64_t at) {
+    if (matrix->bfloat)
+        for (int64_t i = 0; i < matrix->tile; i++) ((uint16_t *)outputs)[at + i] = to_bfloat(results[i]);
+    else
+        memcpy((float *)outputs + at, results, (size_t)matrix->tile * sizeof(float));
 }
 
 static void multiply_tiles(
@@ -196,20 +198,20 @@ static void multiply_tiles(
             step = num - r < ROWS ? 1 : ROWS;
             multiply_tile(matrix, tile, scales + 2 * row, inputs + r, results, (int)step);
             for (int64_t i = 0; i < step; i++)
-                store(matrix, results + i * matrix->tile, 0, outputs, (r + i) * matrix->rows + row, row);
+                store(matrix, results + i * matrix->tile, outputs, (r + i) * matrix->rows + row);
         }
     }
 }
 
-static int round_rows(const Matrix *matrix, const void *inputs, int64_t num, Row *rows, char *room) {
+static void round_rows(const Matrix *matrix, const void *inputs, int64_t num, Row *rows, char *room) {
     int64_t groups = matrix->columns / matrix->group;
     for (int64_t r = 0; r < num; r++) {
         rows[r] = (Row){(int8_t *)room, (int8_t *)room + matrix->columns, (float *)(room + 2 * matrix->columns),
                         (int32_t *)(room + 2 * matrix->columns) + groups};
         room += 2 * matrix->columns + 8 * groups;
-        round_row(matrix, inputs, r, rows[r]);
     }
-    return 0;
+#pragma omp parallel for if (num >= 2 * ROWS)
+    for (int64_t r = 0; r < num; r++) round_row(matrix, inputs, r, rows[r]);
 }
 
 /* Set `outputs`, [num][rows], to `inputs`, [num][columns], times the transposed matrix. Returns 0, or 1 without memory. */

@@ -54,22 +54,22 @@ class NativeKernel:
         self._matrices: dict[tuple[object, ...], _Matrix] = {}
 
     def multiply(
-        self, rows: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, form: QuantForm, tile: int
+        self, inputs: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, form: QuantForm, tile: int
     ) -> torch.Tensor:
-        """Return `rows` × the transposed matrix: `[rows, columns]` to `[rows, padded rows]`, in the dtype of `rows`."""
-        if rows.dtype not in _DTYPES:
-            return self.multiply(rows.float(), packed, scales, form, tile).to(rows.dtype)
-        rows = rows.contiguous()
-        num_rows, columns = rows.shape
-        made = rows.new_empty(num_rows, len(packed))
-        key = (len(packed), columns, form.group, tile, form.bits, rows.dtype)
+        """Return `inputs` × the transposed matrix: `[..., columns]` to `[..., padded rows]`, in the dtype of `inputs`."""
+        dtype = inputs.dtype
+        if dtype not in _DTYPES:
+            return self.multiply(inputs.float(), packed, scales, form, tile).to(dtype)
+        inputs = inputs.contiguous()
+        *outer, columns = inputs.shape
+        rows = packed.shape[0]
+        key = rows, columns, form.group, tile, form.bits, dtype
         matrix = self._matrices.get(key)
         if matrix is None:
-            matrix = self._matrices[key] = _Matrix(*key[:-1], rows.dtype is torch.bfloat16)
-        failed = self._multiply(
-            matrix.address, packed.data_ptr(), scales.data_ptr(), rows.data_ptr(), made.data_ptr(), num_rows
-        )
-        if failed:
+            matrix = self._matrices[key] = _Matrix(rows, columns, form.group, tile, form.bits, dtype is torch.bfloat16)
+        made = inputs.new_empty(*outer, rows)
+        num_rows = inputs.numel() // columns
+        if self._multiply(matrix.address, packed.data_ptr(), scales.data_ptr(), inputs.data_ptr(), made.data_ptr(), num_rows):
             raise MemoryError(f"no memory for {num_rows} × {columns} inputs")
         return made
 
