@@ -15,15 +15,9 @@ from layermesh.shared.errors import LayermeshError, MeshError
 from layermesh.shared.footprint import SequenceSize
 from layermesh.shared.frames import Failure, Frame, SessionId
 from layermesh.shared.problems import to_error
+from layermesh.shared.protocol import PROTOCOL_VERSION
 from layermesh.shared.stage_key import StageKey
-from layermesh.shared.wire import (
-    PROTOCOL_VERSION,
-    Envelope,
-    FrameAssembler,
-    Scores,
-    ScoresAssembler,
-    envelope_parts,
-)
+from layermesh.shared.wire import Envelope, FrameAssembler, Scores, ScoresAssembler, envelope_parts
 
 OPEN_SECONDS = 15.0
 CLOSE_SECONDS = 2.0

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
@@ -14,12 +15,14 @@ from layermesh.protos import mesh_pb2 as pb
 from layermesh.protos.mesh_pb2_grpc import WorkerServiceStub
 from layermesh.shared.chunks import Reading, read_chunks
 from layermesh.shared.errors import LayermeshError, MeshError
-from layermesh.shared.footprint import SequenceSize
-from layermesh.shared.frames import SessionId
 from layermesh.shared.grpc_options import CHANNEL_OPTIONS
 from layermesh.shared.problems import to_error
+from layermesh.shared.protocol import PROTOCOL_VERSION
 from layermesh.shared.stage_key import StageKey
-from layermesh.shared.wire import PROTOCOL_VERSION
+
+if TYPE_CHECKING:
+    from layermesh.shared.footprint import SequenceSize
+    from layermesh.shared.frames import SessionId
 
 ReadPart = Callable[[str, int], Reading]
 Progress = Callable[[pb.PrepareProgress], None]
@@ -107,7 +110,7 @@ class WorkerClient:
             outgoing.put_nowait(None)
         raise MeshError(f"worker {self.name} ended the connection while it made its layers ready. Look at its screen.")
 
-    async def reserve(self, key: StageKey, route: str, session: SessionId, size: SequenceSize) -> pb.ReserveResponse:
+    async def reserve(self, key: StageKey, route: str, session: "SessionId", size: "SequenceSize") -> pb.ReserveResponse:
         """Make room for a session, waiting for a while where others take it. Raises BudgetError."""
         request = pb.ReserveRequest(
             key=key.to_proto(), session=session, num_tokens=size.num_tokens, num_new=size.num_new, route=route
@@ -122,7 +125,7 @@ class WorkerClient:
                 raise to_error(response.problem, self.name)
             await asyncio.sleep(0.1)
 
-    async def release(self, key: StageKey, session: SessionId) -> None:
+    async def release(self, key: StageKey, session: "SessionId") -> None:
         """Forget a session; a worker that is gone has forgotten it."""
         request = pb.ReleaseRequest(key=key.to_proto(), session=session)
         try:

@@ -19,8 +19,8 @@ from layermesh.shared.manifest import MAX_MANIFEST_BYTES, Manifest
 from layermesh.shared.model.blocks import BlockTable
 from layermesh.shared.model.definition import ModelDefinition
 from layermesh.shared.model.embedding_use import needs_embeddings_everywhere
+from layermesh.shared.protocol import MANIFEST, PROTOCOL_VERSION
 from layermesh.shared.stage_key import StageKey
-from layermesh.shared.wire import MANIFEST, PROTOCOL_VERSION
 from layermesh.worker.finishing import to_its_end
 from layermesh.worker.host import Host, LiveStage
 from layermesh.worker.opening import StageBudget, define, open_stage

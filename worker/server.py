@@ -22,7 +22,7 @@ from layermesh.shared.errors import UsageError
 from layermesh.shared.grpc_options import SERVER_OPTIONS
 from layermesh.shared.interfaces import addresses_of, local_interfaces
 from layermesh.shared.machine_profile import MachineProfile
-from layermesh.shared.wire import PROTOCOL_VERSION
+from layermesh.shared.protocol import PROTOCOL_VERSION
 from layermesh.worker.announcing import Announcer
 from layermesh.worker.host import Host, LiveStage
 from layermesh.worker.opening import StageBudget
