@@ -226,17 +226,17 @@ def test_damage_that_cannot_be_mended_is_an_error_that_names_the_worker(model, l
 def test_a_full_disk_is_named_and_nothing_half_is_used(model, loopback, monkeypatch):
     (worker,) = loopback.add(1)
     written = []
-    write = os.write
+    write = os.pwrite
 
-    def fill(descriptor, data):
+    def fill(descriptor, data, offset):
         written.append(len(data))
         if sum(written) > 3 * CHUNK_BYTES:
             raise OSError(errno.ENOSPC, "no space")
-        return write(descriptor, data)
+        return write(descriptor, data, offset)
 
     with open_mesh(model, [worker]) as mesh:
         with monkeypatch.context() as patch:
-            patch.setattr("layermesh.worker.part_writer.os.write", fill)
+            patch.setattr("layermesh.worker.chunk_file.os.pwrite", fill)
             with pytest.raises(ResourceError, match=rf"worker w0: no room in {worker.folder}.* needed, .* free") as failed:
                 ask(mesh)
         assert failed.value.exit_code == 6
