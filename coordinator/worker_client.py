@@ -13,6 +13,7 @@ from layermesh import __version__
 from layermesh.coordinator.planning.machines import Link
 from layermesh.protos import mesh_pb2 as pb
 from layermesh.protos.mesh_pb2_grpc import WorkerServiceStub
+from layermesh.shared.allocator import keeping_memory
 from layermesh.shared.chunks import Reading, read_chunks
 from layermesh.shared.errors import LayermeshError, MeshError
 from layermesh.shared.grpc_options import CHANNEL_OPTIONS
@@ -86,7 +87,7 @@ class WorkerClient:
         ended: pb.PrepareResponse | None = None
         call = self._stub.Prepare(_drain(outgoing))
         try:
-            with self._calling():
+            with self._calling(), keeping_memory():
                 async for response in call:
                     match response.WhichOneof("kind"):
                         case "wanted":

@@ -58,7 +58,7 @@ class PartSource:
         self._noted = {path: _look(path) for path in {tensor.path for tensor in checkpoint.tensors.values()}}
 
     def read(self, part: str, offset: int = 0) -> PartReading:
-        """Return the chunks of `part` from `offset` on, 1 MiB each but for the first and the last.
+        """Return the chunks of `part` from `offset` on, as large as each other but for the first and the last.
 
         Raises ValueError for a part that there is not. Reading raises CheckpointError where a file is gone, damaged or not
         what it was.

@@ -12,6 +12,7 @@ import torch
 
 from layermesh.protos import mesh_pb2 as pb
 from layermesh.protos.mesh_pb2_grpc import WorkerServiceStub
+from layermesh.shared.allocator import keeping_memory
 from layermesh.shared.checkpoints import Checkpoint
 from layermesh.shared.errors import BusyError, CheckpointError, MeshError
 from layermesh.shared.grpc_options import CHANNEL_OPTIONS
@@ -29,6 +30,7 @@ from layermesh.worker.stage import Stage
 from layermesh.worker.store import Store, StoredModel
 
 NUM_TRIES = 2  # of a part that comes damaged
+TOLD_BYTES = 4 << 20  # that come between two words about it
 
 
 class Coordinator(Protocol):
@@ -137,7 +139,8 @@ class Preparer:
             def tell(num_bytes: int, part: str = part, before: int = fetched) -> None:
                 coordinator.progress(before + num_bytes, total_bytes, f"fetching {part}")
 
-            fetched += await self._fetch_part(stored, part, coordinator, sources, tell)
+            with keeping_memory():
+                fetched += await self._fetch_part(stored, part, coordinator, sources, tell)
         return fetched
 
     async def _fetch_part(
@@ -192,7 +195,7 @@ async def _receive(
 ) -> int:
     """Write what `source` sends of a part, from where an earlier try ended, and return how many bytes came."""
     with stored.receiving(part) as writer:
-        fetched, sha256 = 0, b""
+        fetched, told, sha256 = 0, 0, b""
         writing: asyncio.Future[None] | None = None
         try:
             async for chunk in source(writer.offset):
@@ -201,7 +204,9 @@ async def _receive(
                 writing = asyncio.ensure_future(asyncio.to_thread(writer.write, chunk.data))
                 fetched += len(chunk.data)
                 sha256 = chunk.sha256
-                tell(fetched)
+                if fetched - told >= TOLD_BYTES or sha256:
+                    tell(fetched)
+                    told = fetched
         finally:
             if writing is not None:  # a thread has the file in its hands until then
                 await to_its_end(writing)

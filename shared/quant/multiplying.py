@@ -1,7 +1,8 @@
 """Products with packed matrices.
 
-A few rows go straight through torch's int4 kernel, which reads the packed weights once for every few of them. Many rows are
-worth unpacking for: the same kernel does it fastest, by multiplying small blocks of the matrix with the identity.
+A few rows go straight through a kernel that reads the packed weights once for every few of them: our own, or torch's where that
+cannot be had. Many rows are worth unpacking for: torch's kernel does it fastest, by multiplying small blocks of the matrix with
+the identity.
 """
 
 from typing import Final
@@ -9,6 +10,7 @@ from typing import Final
 import torch
 
 from layermesh.shared.quant.forms import QuantForm, padded
+from layermesh.shared.quant.native.kernel import native_kernel
 from layermesh.shared.quant.quants import unpack
 from layermesh.shared.quant.tiles import kernel_tile
 
@@ -24,20 +26,21 @@ _CUDA_BYTES: Final = 256 << 20
 def multiply(inputs: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, form: QuantForm, tile: int) -> torch.Tensor:
     """Return `inputs` × the transposed matrix: `[..., columns]` to `[..., padded rows]`, in the dtype of `inputs`.
 
-    packed: uint8 `form.packed_shape`, scales: bfloat16 `form.scales_shape`, both on the device of `inputs`. A CPU computes in
-    bfloat16 with float32 sums.
+    packed: uint8 `form.packed_shape`, scales: bfloat16 `form.scales_shape`, both on the device of `inputs`. On a CPU
+    sums are float32, of inputs that our kernel rounds to 16 bits under a scale for each group, and torch's to bfloat16.
     """
     rows = inputs.reshape(-1, inputs.shape[-1])
-    if len(rows) == 1 and form.bits == 4 and tile == kernel_tile() and inputs.dtype is torch.bfloat16 and inputs.is_cpu:
-        one: torch.Tensor = _KERNEL(rows, packed, form.group, scales)  # a token of decoding: nothing between it and the kernel
-        return one.view(*inputs.shape[:-1], -1)
-    if inputs.device.type != "cpu" or tile != kernel_tile():
-        made = _multiply_plainly(rows, packed, scales, form, tile)
-    elif len(rows) < MANY_ROWS:
-        made = _multiply_few(rows.to(torch.bfloat16), packed, scales, form)
-    else:
-        made = _multiply_many(rows.to(torch.bfloat16), packed, scales, form, tile)
-    return made.to(inputs.dtype).view(*inputs.shape[:-1], len(packed))
+    return _multiply_rows(rows, packed, scales, form, tile).view(*inputs.shape[:-1], -1)
+
+
+def _multiply_rows(rows: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, form: QuantForm, tile: int) -> torch.Tensor:
+    if rows.is_cpu and len(rows) < MANY_ROWS and (native := native_kernel()) is not None:
+        return native.multiply(rows, packed, scales, form, tile)
+    if not rows.is_cpu or tile != kernel_tile():
+        return _multiply_plainly(rows, packed, scales, form, tile)
+    if len(rows) < MANY_ROWS:
+        return _multiply_few(rows.to(torch.bfloat16), packed, scales, form).to(rows.dtype)
+    return _multiply_many(rows.to(torch.bfloat16), packed, scales, form, tile).to(rows.dtype)
 
 
 def unpacking_bytes(rows: int, columns: int, tile: int) -> int:

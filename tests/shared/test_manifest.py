@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from layermesh.shared.errors import CheckpointError
 from layermesh.shared.fingerprint import fingerprint_of
 from layermesh.shared.manifest import MAX_MANIFEST_BYTES, Manifest
-from layermesh.shared.parts import chunks, lay_out
+from layermesh.shared.parts import CHUNK_BYTES, chunks, lay_out
 from layermesh.shared.spans import LayerSpan
 from tests.storing import KINDS, all_parts, describe, example
 
@@ -105,7 +105,7 @@ def test_tensors_lie_one_after_the_other_and_large_ones_at_pages(sizes):
     found = list(chunks(layout))
     lengths = [sum(stretch.num_bytes for stretch in chunk) for chunk in found]
     assert sum(lengths) == end
-    assert all(length == 1 << 20 for length in lengths[:-1])
+    assert all(length == CHUNK_BYTES for length in lengths[:-1])
     assert all(stretch.num_bytes for chunk in found for stretch in chunk)
 
 
