@@ -98,6 +98,8 @@ class RemoteRoute:
 
     def close(self) -> None:
         """End the streams, with which the workers forget the route and its sessions."""
+        if self._is_closed:
+            return
 
         async def close() -> None:
             await asyncio.gather(*(stream.close() for stream in self._streams))

@@ -84,6 +84,7 @@ class WorkerClient:
         outgoing: asyncio.Queue[pb.PrepareRequest | None] = asyncio.Queue(maxsize=4)
         outgoing.put_nowait(pb.PrepareRequest(start=start))
         sending: asyncio.Task[None] | None = None
+        ended: pb.PrepareResponse | None = None
         call = self._stub.Prepare(_drain(outgoing))
         try:
             with self._calling(), keeping_memory():
@@ -95,12 +96,9 @@ class WorkerClient:
                             sending = asyncio.create_task(_send(read(wanted.part, wanted.offset), wanted.part, outgoing))
                         case "progress":
                             progress(response.progress)
-                        case "ready":
-                            ready: pb.PrepareReady = response.ready
-                            return ready
-                        case "failed":
-                            await _settle(sending)
-                            raise to_error(response.failed, self.name)
+                        case "ready" | "failed":
+                            ended = response  # the worker ends the stream behind it
+            await _settle(sending)
         finally:
             if sending is not None:
                 sending.cancel()
@@ -109,7 +107,11 @@ class WorkerClient:
             while not outgoing.empty():
                 outgoing.get_nowait()
             outgoing.put_nowait(None)
-        raise MeshError(f"worker {self.name} ended the connection while it made its layers ready. Look at its screen.")
+        if ended is None:
+            raise MeshError(f"worker {self.name} ended the connection while it made its layers ready. Look at its screen.")
+        if ended.HasField("failed"):
+            raise to_error(ended.failed, self.name)
+        return ended.ready
 
     async def reserve(self, key: StageKey, route: str, session: "SessionId", size: "SequenceSize") -> pb.ReserveResponse:
         """Make room for a session, waiting for a while where others take it. Raises BudgetError."""
