@@ -1,6 +1,8 @@
 """The checkpoints of the mesh's benchmarks: as many equal random layers as wanted, written once and kept."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -40,6 +42,16 @@ def six_gigabytes(num_layers: int = 28) -> Path:
     """A model of 3 billion parameters in bfloat16."""
     config = _config(3072, 8192, layers=num_layers, heads=24, head_dim=128, vocab=32000)
     return kept_llama(f"llama-{num_layers}x200MB", config, torch.bfloat16)
+
+
+def int4_folder(checkpoint: Path) -> Path:
+    """Return `checkpoint` packed to 4 bits in groups of 32, beside it."""
+    folder = checkpoint.with_name(f"{checkpoint.name}.int4")
+    command = [sys.executable, "-m", "layermesh", "quantize", str(checkpoint), "--to", "int4", "--group-size", "32"]
+    if not (folder / "model.safetensors.index.json").is_file():  # which is written last
+        print(f"packing {folder}", flush=True)
+        subprocess.run([*command, "-o", str(folder)], check=True, capture_output=True)
+    return folder
 
 
 def _config(hidden: int, intermediate: int, *, layers: int, heads: int, head_dim: int, vocab: int) -> LlamaConfig:

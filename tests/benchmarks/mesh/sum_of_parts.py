@@ -38,7 +38,7 @@ def measure(model: Path, setting: HostSetting) -> tuple[dict[str, Any], dict[str
     with Mesh([setting] * (NUM_HOSTS - 1), setting) as mesh:
         page_cache.drop(all_files(model))
         alone = mesh.generate(model, NUM_NEW_ALONE, "--alone")
-        together = mesh.generate(model, NUM_NEW_TOGETHER, "--spread")
+        together = mesh.generate(model, NUM_NEW_TOGETHER)
     return alone, together
 
 
