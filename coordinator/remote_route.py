@@ -15,15 +15,9 @@ from layermesh.shared.errors import LayermeshError, MeshError
 from layermesh.shared.footprint import SequenceSize
 from layermesh.shared.frames import Failure, Frame, SessionId
 from layermesh.shared.problems import to_error
+from layermesh.shared.protocol import PROTOCOL_VERSION
 from layermesh.shared.stage_key import StageKey
-from layermesh.shared.wire import (
-    PROTOCOL_VERSION,
-    Envelope,
-    FrameAssembler,
-    Scores,
-    ScoresAssembler,
-    envelope_parts,
-)
+from layermesh.shared.wire import Envelope, FrameAssembler, Scores, ScoresAssembler, envelope_parts
 
 OPEN_SECONDS = 15.0
 CLOSE_SECONDS = 2.0
@@ -104,6 +98,8 @@ class RemoteRoute:
 
     def close(self) -> None:
         """End the streams, with which the workers forget the route and its sessions."""
+        if self._is_closed:
+            return
 
         async def close() -> None:
             await asyncio.gather(*(stream.close() for stream in self._streams))
@@ -184,6 +180,8 @@ class _Stream:
             error = self._client.explain(failed)
         except LayermeshError as failed:
             error = failed
+        finally:
+            self._requests.put_nowait(None)  # gRPC goes on waiting for more where the other side ended it
         if not self._accepted.done():
             self._accepted.set_exception(error)
         self._end(error)

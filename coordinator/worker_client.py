@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
@@ -15,12 +16,14 @@ from layermesh.protos.mesh_pb2_grpc import WorkerServiceStub
 from layermesh.shared.allocator import keeping_memory
 from layermesh.shared.chunks import Reading, read_chunks
 from layermesh.shared.errors import LayermeshError, MeshError
-from layermesh.shared.footprint import SequenceSize
-from layermesh.shared.frames import SessionId
 from layermesh.shared.grpc_options import CHANNEL_OPTIONS
 from layermesh.shared.problems import to_error
+from layermesh.shared.protocol import PROTOCOL_VERSION
 from layermesh.shared.stage_key import StageKey
-from layermesh.shared.wire import PROTOCOL_VERSION
+
+if TYPE_CHECKING:
+    from layermesh.shared.footprint import SequenceSize
+    from layermesh.shared.frames import SessionId
 
 ReadPart = Callable[[str, int], Reading]
 Progress = Callable[[pb.PrepareProgress], None]
@@ -81,6 +84,7 @@ class WorkerClient:
         outgoing: asyncio.Queue[pb.PrepareRequest | None] = asyncio.Queue(maxsize=4)
         outgoing.put_nowait(pb.PrepareRequest(start=start))
         sending: asyncio.Task[None] | None = None
+        ended: pb.PrepareResponse | None = None
         call = self._stub.Prepare(_drain(outgoing))
         try:
             with self._calling(), keeping_memory():
@@ -92,12 +96,9 @@ class WorkerClient:
                             sending = asyncio.create_task(_send(read(wanted.part, wanted.offset), wanted.part, outgoing))
                         case "progress":
                             progress(response.progress)
-                        case "ready":
-                            ready: pb.PrepareReady = response.ready
-                            return ready
-                        case "failed":
-                            await _settle(sending)
-                            raise to_error(response.failed, self.name)
+                        case "ready" | "failed":
+                            ended = response  # the worker ends the stream behind it
+            await _settle(sending)
         finally:
             if sending is not None:
                 sending.cancel()
@@ -106,9 +107,13 @@ class WorkerClient:
             while not outgoing.empty():
                 outgoing.get_nowait()
             outgoing.put_nowait(None)
-        raise MeshError(f"worker {self.name} ended the connection while it made its layers ready. Look at its screen.")
+        if ended is None:
+            raise MeshError(f"worker {self.name} ended the connection while it made its layers ready. Look at its screen.")
+        if ended.HasField("failed"):
+            raise to_error(ended.failed, self.name)
+        return ended.ready
 
-    async def reserve(self, key: StageKey, route: str, session: SessionId, size: SequenceSize) -> pb.ReserveResponse:
+    async def reserve(self, key: StageKey, route: str, session: "SessionId", size: "SequenceSize") -> pb.ReserveResponse:
         """Make room for a session, waiting for a while where others take it. Raises BudgetError."""
         request = pb.ReserveRequest(
             key=key.to_proto(), session=session, num_tokens=size.num_tokens, num_new=size.num_new, route=route
@@ -123,7 +128,7 @@ class WorkerClient:
                 raise to_error(response.problem, self.name)
             await asyncio.sleep(0.1)
 
-    async def release(self, key: StageKey, session: SessionId) -> None:
+    async def release(self, key: StageKey, session: "SessionId") -> None:
         """Forget a session; a worker that is gone has forgotten it."""
         request = pb.ReleaseRequest(key=key.to_proto(), session=session)
         try:

@@ -111,6 +111,8 @@ class LayerMesh:
 
     def close(self) -> None:
         """Stop reading and give the memory back; there are no answers any more."""
+        if self._closed:
+            return
         self._closed = True
         try:
             if self.workers is not None:

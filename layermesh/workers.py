@@ -18,10 +18,10 @@ from layermesh.shared.errors import BusyError
 from layermesh.shared.model.dividing import why_undivided
 from layermesh.shared.part_source import PartReading, PartSource
 from layermesh.shared.prediction import Prediction
+from layermesh.shared.protocol import MANIFEST, PROTOCOL_VERSION
 from layermesh.shared.spans import LayerSpan
 from layermesh.shared.stage_key import StageKey
 from layermesh.shared.units import format_seconds
-from layermesh.shared.wire import MANIFEST, PROTOCOL_VERSION
 
 Tell = Callable[[str], None]
 NUM_TRIES = 20  # where another coordinator gets in first with another division
@@ -129,7 +129,7 @@ class Workers:
         self._present = present
 
     def _run_alone(self) -> None:
-        if self._present:
+        if isinstance(self._local.line, MeshPipeline):  # in use, or left over from a preparation that failed
             self._leave()
             self._local.run_alone()
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Protocol
 
 from layermesh.protos import mesh_pb2 as pb
-from layermesh.shared.wire import PART_BYTES
+from layermesh.shared.protocol import PART_BYTES
 
 
 class Reading(Protocol):

@@ -9,10 +9,8 @@ import torch
 from layermesh.protos import mesh_pb2 as pb
 from layermesh.shared.errors import MeshError
 from layermesh.shared.frames import Frame, LayerOutput, Logits, SessionId
+from layermesh.shared.protocol import PART_BYTES
 
-PROTOCOL_VERSION = 1
-MANIFEST = "manifest"  # what a model's description is asked for as
-PART_BYTES = 1 << 20  # in one message; four times that are slower, and the receive limit is 4 MiB
 MAX_FRAME_BYTES = 1 << 30
 MAX_TENSORS = 16
 MAX_DIMS = 8

@@ -25,6 +25,7 @@ def test_the_wheel_holds_every_module_where_it_is_imported_from(wheel):
     expected = [str(path.relative_to(ROOT)) for folder in OWN for path in (ROOT / folder).glob("*.py")]
     expected += [f"layermesh/{path.relative_to(ROOT)}" for room in ROOMS for path in (ROOT / room).rglob("*.py")]
     expected += [f"layermesh/protos/mesh{ending}" for ending in (".proto", "_pb2.pyi")]
+    expected += [f"layermesh/{path.relative_to(ROOT)}" for path in (ROOT / "shared").rglob("*.[ch]")]
     assert sorted(packed) == sorted([*expected, "layermesh/py.typed"])
 
 

@@ -5,6 +5,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from layermesh.shared.quant.native.building import source_hash
+from layermesh.shared.quant.native.kernel import native_kernel
 from layermesh.worker.machine import pick_dtype
 
 
@@ -29,7 +31,8 @@ def device_name(device: torch.device) -> str:
 
 def _cpu() -> str:
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"cpu {platform.machine()} {capability}, {torch.get_num_threads()} threads"
+    packed = "torch" if native_kernel() is None else source_hash()
+    return f"cpu {platform.machine()} {capability}, {torch.get_num_threads()} threads; packed weights {packed}"
 
 
 def _card(device: torch.device) -> str:

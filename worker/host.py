@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -32,7 +32,10 @@ PLANNED_TOKENS = (1024, 512, 256, 128)  # lengths of sequence to make room for, 
 
 @dataclass(slots=True)
 class LiveStage:
-    """A stage with the routes that use it; `seconds_per_token` is what was measured when it was opened."""
+    """A stage with the routes that use it; `seconds_per_token` is what was measured when it was opened.
+
+    `files` are let go of when it is closed.
+    """
 
     key: StageKey
     model: str
@@ -43,6 +46,7 @@ class LiveStage:
     is_awaited: bool = True  # somebody had it made ready, and has not come yet
     routes: set[str] = field(default_factory=set)
     sessions: dict[SessionId, str] = field(default_factory=dict)  # and the route each came on
+    files: ExitStack = field(default_factory=ExitStack)
 
     @property
     def in_use(self) -> bool:
@@ -75,14 +79,16 @@ class Host:
             raise BusyError(f"layers {key.span} are not ready here any more; they had to make room.")
         return live
 
-    async def open(self, key: StageKey, model: str, open_stage: OpenStage) -> LiveStage:
-        """Return the stage by that key, opening it unless it is alive.
+    async def open(
+        self, key: StageKey, model: str, open_stage: OpenStage, files: AbstractContextManager[object] | None = None
+    ) -> LiveStage:
+        """Return the stage by that key, opening it unless it is alive; then `files` is held as long as it lives.
 
         Raises BudgetError where there is no room for it, even without those that nobody uses.
         """
         async with self._lock:
             if (live := self._stages.get(key)) is None:
-                live = await to_its_end(self._open(key, model, open_stage))
+                live = await to_its_end(self._open(key, model, open_stage, files or nullcontext()))
             live.used, live.is_awaited = time.monotonic(), True
             return live
 
@@ -125,6 +131,11 @@ class Host:
         for session in [session for session, of in live.sessions.items() if of == route]:
             await self.release(live, session)
 
+    async def close_unused(self) -> None:
+        """Close the stages that nobody uses, with which their files may go."""
+        async with self._lock:
+            await self._close(live for live in self.stages if not live.in_use)
+
     async def close_idle(self) -> None:
         """Give the memory back of stages that nobody has used for a while."""
         async with self._lock:
@@ -136,16 +147,21 @@ class Host:
         async with self._lock:
             await self._close(self.stages)
 
-    async def _open(self, key: StageKey, model: str, open_stage: OpenStage) -> LiveStage:
+    async def _open(self, key: StageKey, model: str, open_stage: OpenStage, files: AbstractContextManager[object]) -> LiveStage:
         await self._close(live for live in self.stages if not live.in_use)
         budget = StageBudget(self._free_bytes(), self._budget.flag, self._budget.host_bytes)
-        self._stages[key] = live = await asyncio.to_thread(_open, key, model, open_stage, budget)
+        with ExitStack() as held:
+            held.enter_context(files)
+            live = await asyncio.to_thread(_open, key, model, open_stage, budget)
+            live.files = held.pop_all()
+        self._stages[key] = live
         return live
 
     async def _close(self, stages: Iterable[LiveStage]) -> None:
         for live in list(stages):
             del self._stages[live.key]
-            await asyncio.to_thread(live.runner.close)
+            with live.files:
+                await asyncio.to_thread(live.runner.close)
 
     async def _call(self, live: LiveStage, job: Callable[[Stage], T]) -> T:
         return await asyncio.wrap_future(live.runner.call(job))

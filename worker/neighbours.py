@@ -61,6 +61,8 @@ class _Stream:
                     pass
         except grpc.aio.AioRpcError as error:
             why = error.details() or error.code().name
+        finally:
+            self.queue.put_nowait(None)  # gRPC goes on waiting for more where the other side ended it
         self._ended(self._address, why)
 
     async def _requests(self) -> AsyncIterator[pb.ForwardRequest]:

@@ -12,9 +12,9 @@ from layermesh.shared.fingerprint import reading, sample_of
 from layermesh.shared.library.disk import require_room, storing
 from layermesh.shared.manifest import Manifest
 from layermesh.shared.parts import CHUNK_BYTES
+from layermesh.worker.chunk_file import ChunkFile
 
 PARTIAL_SUFFIX: Final = ".partial"
-FLUSHED_BYTES: Final = 8 << 20  # that are sent to the disk while more come
 
 
 class PartWriter:
@@ -36,8 +36,7 @@ class PartWriter:
         self._partial = path.with_name(path.name + PARTIAL_SUFFIX)
         self._keep = keep
         self._hash = hashlib.sha256()
-        self._descriptor = -1
-        self._flushed = 0
+        self._file: ChunkFile | None = None
 
     def __enter__(self) -> Self:
         """Find out how much is here already, of which a chunk that is not whole counts for nothing.
@@ -48,8 +47,8 @@ class PartWriter:
             return self
         try:
             with storing(self._path.parent, self.num_bytes):
-                self._descriptor = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-                self._take_up()
+                self._file = ChunkFile(self._partial)
+                self._take_up(self._file)
         except BaseException as error:
             self._close(error)
             raise
@@ -66,14 +65,13 @@ class PartWriter:
         """
         if self.offset + len(data) > self.num_bytes:
             raise CheckpointError(f"more came of {self.part} than its {self.num_bytes:,} bytes. It will be fetched again.")
+        if not data:
+            return
+        assert self._file is not None
         with storing(self._path.parent, self.num_bytes - self.offset):
-            left = memoryview(data)
-            while left:
-                count = os.write(self._descriptor, left)
-                self._hash.update(left[:count])
-                self.offset += count
-                left = left[count:]
-            self._flush()
+            self._file.write(data)
+        self._hash.update(data)
+        self.offset += len(data)
 
     def finish(self, sha256: bytes) -> None:
         """Put the part in its place, if it is what was sent, whole, and what its model has there.
@@ -86,34 +84,29 @@ class PartWriter:
             raise CheckpointError(
                 f"only {self.offset:,} of {self.num_bytes:,} bytes came of {self.part}. The rest will be fetched."
             )
+        assert self._file is not None
+        with storing(self._path.parent, self.num_bytes):
+            self._file.flush()
         if self._hash.digest() != sha256 or not self._is_as_described():
             self._partial.unlink(missing_ok=True)
             raise CheckpointError(f"{self.part} of {self._manifest.name} came damaged. It will be fetched again.")
         with storing(self._path.parent, self.num_bytes):
-            os.fsync(self._descriptor)
+            self._file.sync()
             self._keep(self.num_bytes, sha256)
             self._partial.replace(self._path)
 
     def _close(self, error: BaseException | None) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
+        if self._file is not None:
+            self._file.close()
         if isinstance(error, DiskFullError):
             self._partial.unlink(missing_ok=True)
 
-    def _flush(self) -> None:
-        """Have the disk begin with what has come, so that little is left to wait for at the end."""
-        if self.offset - self._flushed >= FLUSHED_BYTES and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._descriptor, self._flushed, self.offset - self._flushed, os.POSIX_FADV_DONTNEED)
-            self._flushed = self.offset
-
-    def _take_up(self) -> None:
-        there = os.fstat(self._descriptor).st_size
-        whole = there if there == self.num_bytes else min(there, self.num_bytes) // CHUNK_BYTES * CHUNK_BYTES
-        os.ftruncate(self._descriptor, whole)
-        while chunk := os.read(self._descriptor, CHUNK_BYTES):
+    def _take_up(self, file: ChunkFile) -> None:
+        whole = file.size if file.size == self.num_bytes else min(file.size, self.num_bytes) // CHUNK_BYTES * CHUNK_BYTES
+        file.cut(whole)
+        while chunk := os.read(file.descriptor, CHUNK_BYTES):
             self._hash.update(chunk)
             self.offset += len(chunk)
-        self._flushed = self.offset
         require_room(self._path.parent, self.num_bytes - self.offset)
 
     def _is_as_described(self) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,8 +20,8 @@ from layermesh.shared.manifest import MAX_MANIFEST_BYTES, Manifest
 from layermesh.shared.model.blocks import BlockTable
 from layermesh.shared.model.definition import ModelDefinition
 from layermesh.shared.model.embedding_use import needs_embeddings_everywhere
+from layermesh.shared.protocol import MANIFEST, PROTOCOL_VERSION
 from layermesh.shared.stage_key import StageKey
-from layermesh.shared.wire import MANIFEST, PROTOCOL_VERSION
 from layermesh.worker.finishing import to_its_end
 from layermesh.worker.host import Host, LiveStage
 from layermesh.worker.opening import StageBudget, define, open_stage
@@ -74,14 +75,26 @@ class Preparer:
                 return Prepared(await self._host.open(key, live.model, _no_opening), 0)
             checkpoint = await self._find_own(start)
             if checkpoint is not None:
-                return Prepared(await self._open(key, start.model, checkpoint, None), 0)
+                return Prepared(await self._open(key, start.model, checkpoint), 0)
             stored, manifest_bytes = await self._stored(key, coordinator)
             with self._store.in_use(key.fingerprint):
-                checkpoint = stored.checkpoint()
-                made = await asyncio.to_thread(define, checkpoint, _dtype(key), fast_path=key.fast_path)
-                with keeping_memory():
-                    fetched = await self._fetch(key, stored, made[0], coordinator, start.sources)
-                return Prepared(await self._open(key, start.model, checkpoint, made), manifest_bytes + fetched)
+                return await self._open_stored(start, key, stored, manifest_bytes, coordinator)
+
+    async def _open_stored(
+        self, start: pb.PrepareStart, key: StageKey, stored: StoredModel, manifest_bytes: int, coordinator: Coordinator
+    ) -> Prepared:
+        """Open a stage of what is stored, once nothing is lacking; what the disk has damaged is fetched again, once."""
+        checkpoint, files = stored.checkpoint(), self._store.in_use(key.fingerprint)
+        made = await asyncio.to_thread(define, checkpoint, _dtype(key), fast_path=key.fast_path)
+        parts = _parts(key, stored, made[0])
+        fetched = manifest_bytes + await self._fetch(key, stored, parts, coordinator, start.sources)
+        try:
+            return Prepared(await self._open(key, start.model, checkpoint, made, files), fetched)
+        except CheckpointError:
+            if not await asyncio.to_thread(stored.drop_damaged, parts):
+                raise
+        fetched += await self._fetch(key, stored, parts, coordinator, start.sources)
+        return Prepared(await self._open(key, start.model, checkpoint, None, self._store.in_use(key.fingerprint)), fetched)
 
     async def _find_own(self, start: pb.PrepareStart) -> Checkpoint | None:
         fingerprint = start.key.fingerprint
@@ -109,16 +122,16 @@ class Preparer:
         self,
         key: StageKey,
         stored: StoredModel,
-        definition: ModelDefinition,
+        parts: Sequence[str],
         coordinator: Coordinator,
         sources: Sequence[str],
     ) -> int:
-        """Fetch the parts that are lacking, and return how many bytes that took."""
-        manifest = stored.manifest
-        everywhere = key.span.start == 0 or needs_embeddings_everywhere(definition)
-        parts = manifest.parts_for(key.span, with_head=key.has_head, with_embeddings=everywhere)
+        """Fetch those of `parts` that are lacking, and return how many bytes that took."""
         missing = stored.missing(parts)
+        if not missing:
+            return 0
         total_bytes = stored.missing_bytes(missing)
+        await self._host.close_unused()
         await asyncio.to_thread(self._store.make_room, total_bytes, [key.fingerprint])
         fetched = 0
         for part in missing:
@@ -126,7 +139,8 @@ class Preparer:
             def tell(num_bytes: int, part: str = part, before: int = fetched) -> None:
                 coordinator.progress(before + num_bytes, total_bytes, f"fetching {part}")
 
-            fetched += await self._fetch_part(stored, part, coordinator, sources, tell)
+            with keeping_memory():
+                fetched += await self._fetch_part(stored, part, coordinator, sources, tell)
         return fetched
 
     async def _fetch_part(
@@ -151,7 +165,12 @@ class Preparer:
         raise AssertionError
 
     async def _open(
-        self, key: StageKey, model: str, checkpoint: Checkpoint, made: tuple[ModelDefinition, BlockTable] | None
+        self,
+        key: StageKey,
+        model: str,
+        checkpoint: Checkpoint,
+        made: tuple[ModelDefinition, BlockTable] | None = None,
+        files: AbstractContextManager[object] | None = None,
     ) -> LiveStage:
         def opening(budget: StageBudget) -> Stage:
             definition, table = made or define(checkpoint, _dtype(key), fast_path=key.fast_path)
@@ -159,7 +178,16 @@ class Preparer:
                 raise MeshError(f"{model} has {definition.num_layers} layers and was to run {key.span} here.")
             return open_stage(checkpoint, definition, table, key.span, self._host.device, budget, has_head=key.has_head)
 
-        return await self._host.open(key, model, opening)
+        return await self._host.open(key, model, opening, files)
+
+
+def _parts(key: StageKey, stored: StoredModel, definition: ModelDefinition) -> tuple[str, ...]:
+    """What a stage of `key` is made of; raises MeshError where the model has no such layers."""
+    num_layers = stored.manifest.num_layers
+    if key.span.end > num_layers or (key.has_head and key.span.end < num_layers):
+        raise MeshError(f"{stored.manifest.name} has {num_layers} layers and was to run {key.span} here.")
+    everywhere = key.span.start == 0 or needs_embeddings_everywhere(definition)
+    return stored.manifest.parts_for(key.span, with_head=key.has_head, with_embeddings=everywhere)
 
 
 async def _receive(

@@ -22,7 +22,7 @@ from layermesh.shared.errors import UsageError
 from layermesh.shared.grpc_options import SERVER_OPTIONS
 from layermesh.shared.interfaces import addresses_of, local_interfaces
 from layermesh.shared.machine_profile import MachineProfile
-from layermesh.shared.wire import PROTOCOL_VERSION
+from layermesh.shared.protocol import PROTOCOL_VERSION
 from layermesh.worker.announcing import Announcer
 from layermesh.worker.host import Host, LiveStage
 from layermesh.worker.opening import StageBudget
@@ -37,7 +37,10 @@ DRAIN_SECONDS = 4.0  # in which answers under way may end
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a worker is told by its user; a `port` of None is the usual one, or any that is free."""
+    """What a worker is told by its user; a `port` of None is the usual one, or any that is free.
+
+    Answers under way have `drain_seconds` to end in when it stops.
+    """
 
     worker_id: str
     name: str
@@ -46,6 +49,7 @@ class Settings:
     host: str | None = None
     port: int | None = None
     announce: bool = True
+    drain_seconds: float = DRAIN_SECONDS
 
 
 class WorkerServer:
@@ -90,7 +94,7 @@ class WorkerServer:
         await health.set("", health_pb2.HealthCheckResponse.SERVING)
         self.port = _bind(server, settings.host, settings.port)
         await server.start()
-        self._open.push_async_callback(server.stop, DRAIN_SECONDS)
+        self._open.push_async_callback(server.stop, settings.drain_seconds)
         tidying = asyncio.create_task(self._tidy())
         self._open.callback(tidying.cancel)
         if settings.announce:

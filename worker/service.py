@@ -18,8 +18,9 @@ from layermesh.shared.frames import SessionId
 from layermesh.shared.machine_profile import MachineProfile
 from layermesh.shared.problems import to_problem
 from layermesh.shared.profile_wire import profile_to_proto
+from layermesh.shared.protocol import PROTOCOL_VERSION
 from layermesh.shared.stage_key import StageKey
-from layermesh.shared.wire import MAX_NAME, MAX_TOKENS, PROTOCOL_VERSION, FrameAssembler
+from layermesh.shared.wire import MAX_NAME, MAX_TOKENS, FrameAssembler
 from layermesh.worker.host import Host, LiveStage
 from layermesh.worker.preparing import Preparer
 from layermesh.worker.routes import RouteHere, Routes

@@ -1,5 +1,6 @@
 """A model as transformers defines it, built without its weights."""
 
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from layermesh.shared.model.stored_quants import take_quantisation
 
 SENSES = ("vision", "audio", "image", "video", "speech")  # what sub-models that text never reaches are called after
 ATTENTION_KINDS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+_BUILDING = threading.Lock()  # transformers changes the default dtype of the whole process while it builds a model
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ def read_config(config_dir: Path) -> Any:
     CheckpointError for a configuration that cannot be read.
     """
     try:
-        with _quiet():
+        with _BUILDING, _quiet():
             config = AutoConfig.from_pretrained(config_dir, trust_remote_code=False)
     except (KeyError, ValueError) as error:
         raise UnsupportedModelError(_unknown(config_dir, error)) from error
@@ -109,7 +111,7 @@ def define_model(config_dir: Path, dtype: torch.dtype) -> ModelDefinition:
     config = read_config(config_dir)
     packing, scheme = take_quantisation(config, config_dir)
     try:
-        with _quiet(), torch.device("meta"):
+        with _BUILDING, _quiet(), torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     except Exception as error:  # any code of any family, given values it may not expect
         raise UnsupportedModelError(f"transformers cannot build the model in {config_dir}: {_one_line(error)}") from error
@@ -141,7 +143,8 @@ def compute_buffers(model: Any, missing: frozenset[str]) -> None:
         owner._buffers[leaf] = torch.empty_like(owner._buffers[leaf], device="cpu")
     for module in model.modules():
         module._is_hf_initialized = False
-    model.initialize_weights()
+    with _BUILDING:
+        model.initialize_weights()
 
 
 @contextmanager

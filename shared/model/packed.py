@@ -12,6 +12,7 @@ from layermesh.shared.errors import CheckpointError, UnsupportedModelError
 from layermesh.shared.model.recipes import Copy, Recipe, exact_recipes
 from layermesh.shared.quant.forms import QuantForm
 from layermesh.shared.quant.linear import PackedHead, QuantLinear
+from layermesh.shared.quant.native.kernel import native_kernel
 from layermesh.shared.quant.tiles import packing_tile
 
 
@@ -39,6 +40,7 @@ def quantise_definition(definition: Definition, packing: Packing) -> None:
             f"{packing.tile} rows, and this one reads {packing_tile()}. Pack the original again on this machine: "
             "layermesh quantize."
         )
+    native_kernel()  # building it takes a second or two, which the first token should not
     for name, form in packing.modules.items():
         bounds = packing.head_bounds if name == definition.head else ()
         _replace(definition.model, name, form, packing.tile, bounds)

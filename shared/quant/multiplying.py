@@ -1,7 +1,8 @@
 """Products with packed matrices.
 
-A few rows go straight through torch's int4 kernel, which reads the packed weights once for every few of them. Many rows are
-worth unpacking for: the same kernel does it fastest, by multiplying small blocks of the matrix with the identity.
+A few rows go straight through a kernel that reads the packed weights once for every few of them: our own, or torch's where that
+cannot be had. Many rows are worth unpacking for: torch's kernel does it fastest, by multiplying small blocks of the matrix with
+the identity.
 """
 
 from typing import Final
@@ -9,12 +10,14 @@ from typing import Final
 import torch
 
 from layermesh.shared.quant.forms import QuantForm, padded
+from layermesh.shared.quant.native.kernel import native_kernel
 from layermesh.shared.quant.quants import unpack
 from layermesh.shared.quant.tiles import kernel_tile
 
-MANY_ROWS: Final = (
-    80  # from here on unpacking pays (one core with AVX512-BF16: 6.3 against 7.1 ms at 64, 9.5 against 8.3 at 96)
-)
+# From here on unpacking pays (4096 × 1536 on one core with AVX512-BF16, at 160 rows: 13 ms with our kernel, 18 with torch's, 18
+# unpacked; at 512: 42 and 38 unpacked).
+MANY_ROWS: Final = 160
+MANY_ROWS_FOR_TORCH: Final = 80
 UNPACKED_BYTES: Final = 4 << 20  # of weights that are unpacked at a time, twice
 _KERNEL: Final = torch.ops.aten._weight_int4pack_mm_for_cpu.default
 _PLAIN_BYTES: Final = 16 << 20  # the same in float32 where there is no kernel
@@ -24,20 +27,22 @@ _CUDA_BYTES: Final = 256 << 20
 def multiply(inputs: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, form: QuantForm, tile: int) -> torch.Tensor:
     """Return `inputs` × the transposed matrix: `[..., columns]` to `[..., padded rows]`, in the dtype of `inputs`.
 
-    packed: uint8 `form.packed_shape`, scales: bfloat16 `form.scales_shape`, both on the device of `inputs`. A CPU computes in
-    bfloat16 with float32 sums.
+    packed: uint8 `form.packed_shape`, scales: bfloat16 `form.scales_shape`, both on the device of `inputs`. On a CPU
+    sums are float32, of inputs that our kernel rounds to 16 bits under a scale for each group, and torch's to bfloat16.
     """
-    rows = inputs.reshape(-1, inputs.shape[-1])
-    if len(rows) == 1 and form.bits == 4 and tile == kernel_tile() and inputs.dtype is torch.bfloat16 and inputs.is_cpu:
-        one: torch.Tensor = _KERNEL(rows, packed, form.group, scales)  # a token of decoding: nothing between it and the kernel
-        return one.view(*inputs.shape[:-1], -1)
-    if inputs.device.type != "cpu" or tile != kernel_tile():
+    columns = inputs.shape[-1]
+    native = native_kernel() if inputs.is_cpu else None
+    is_few = inputs.numel() < columns * (MANY_ROWS_FOR_TORCH if native is None else MANY_ROWS)
+    if native is not None and is_few:
+        return native.multiply(inputs, packed, scales, form, tile)
+    rows = inputs.reshape(-1, columns)
+    if not inputs.is_cpu or tile != kernel_tile():
         made = _multiply_plainly(rows, packed, scales, form, tile)
-    elif len(rows) < MANY_ROWS:
+    elif is_few:
         made = _multiply_few(rows.to(torch.bfloat16), packed, scales, form)
     else:
         made = _multiply_many(rows.to(torch.bfloat16), packed, scales, form, tile)
-    return made.to(inputs.dtype).view(*inputs.shape[:-1], len(packed))
+    return made.to(inputs.dtype).view(*inputs.shape[:-1], -1)
 
 
 def unpacking_bytes(rows: int, columns: int, tile: int) -> int:

@@ -24,7 +24,7 @@ class LoopbackWorker:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, folder: Path, number: int, budget_bytes: int = PLENTY) -> None:
         self.name = f"w{number}"
-        self.id = f"{number:032x}"
+        self.id = f"{number:x}".ljust(32, "0")
         self.folder = folder
         self.budget_bytes = budget_bytes
         self.port = 0
@@ -40,14 +40,16 @@ class LoopbackWorker:
         return Store(self.folder)
 
     def start(self, *, limit_bytes: int | None = None) -> None:
+        budget = StageBudget(self.budget_bytes)
         settings = Settings(
-            self.id, self.name, torch.device("cpu"), StageBudget(self.budget_bytes), "127.0.0.1", self.port, announce=False
+            self.id, self.name, torch.device("cpu"), budget, "127.0.0.1", self.port, announce=False, drain_seconds=0.0
         )
         self.server = WorkerServer(settings, PROFILE, Store(self.folder, limit_bytes))
         self._wait(self.server.__aenter__())
         self.port = self.server.port
 
     def stop(self) -> None:
+        """Break off all connections at once, as if it were switched off."""
         server, self.server = self.server, None
         if server is not None:
             self._wait(server.__aexit__(None, None, None))

@@ -20,9 +20,14 @@ PER_LAYER_EMBEDDINGS = "gemma3n_text"
 
 
 @pytest.fixture(scope="module")
-def addresses(tmp_path_factory):
+def workers(tmp_path_factory):
     with Loopback(tmp_path_factory.mktemp("stores")) as loopback:
-        yield [worker.address for worker in loopback.add(4)]
+        yield loopback.add(4)
+
+
+@pytest.fixture
+def addresses(workers):
+    return [worker.address for worker in workers]
 
 
 def answer(folder, **options):
@@ -41,17 +46,19 @@ def run(folder, **options):
         return answer, [stage.worker for stage in mesh.local.plan(measured=False).stages]
 
 
-@pytest.mark.usefixtures("one_thread")
+@pytest.mark.usefixtures("one_thread", "no_models_there")
 @pytest.mark.parametrize(
     ("model_type", "num_workers"),
     [*((family, 1 + number % 4) for number, family in enumerate(FAMILIES)), *(("llama", number) for number in (2, 3, 4))],
 )
-def test_workers_give_the_answer_of_one_machine(tiny, addresses, model_type, num_workers):
+def test_workers_give_the_answer_of_one_machine(tiny, workers, addresses, model_type, num_workers):
     alone, _ = run(tiny(model_type), alone=True)
     together, stages = run(tiny(model_type), workers=addresses[:num_workers], discover=False, spread=True, alone=False)
     assert difference(together, alone) == ""
     assert stages[:-1] == [f"w{number}" for number in range(len(stages) - 1)]
     assert len(stages) >= 2
+    for worker in workers[: len(stages) - 1]:
+        assert str(tiny(model_type)) in [stored.name for stored in worker.store.models()]
 
 
 def test_a_family_that_cannot_be_divided_runs_alone(tiny, addresses):

@@ -10,16 +10,8 @@ from hypothesis import strategies as st
 from layermesh.protos import mesh_pb2 as pb
 from layermesh.shared.errors import MeshError
 from layermesh.shared.frames import Frame, LayerOutput, Logits, SessionId
-from layermesh.shared.wire import (
-    PART_BYTES,
-    Envelope,
-    FrameAssembler,
-    HopTime,
-    Scores,
-    ScoresAssembler,
-    envelope_parts,
-    scores_parts,
-)
+from layermesh.shared.protocol import PART_BYTES
+from layermesh.shared.wire import Envelope, FrameAssembler, HopTime, Scores, ScoresAssembler, envelope_parts, scores_parts
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.bool)
 FRAME_BYTES = (

@@ -283,19 +283,19 @@ def test_a_full_disk_is_said_and_leaves_nothing(store, monkeypatch):
         pass
     assert (refusal.value.path, refusal.value.needed_bytes) == (model.folder, described.manifest.part_bytes("embed"))
     monkeypatch.undo()
-    chunk = next(source.read("embed"))
     with pytest.raises(DiskFullError):
-        fill_up(model, chunk, monkeypatch)
+        fill_up(model, source, monkeypatch)
     monkeypatch.undo()
     assert not list(model.folder.glob(f"*{PARTIAL_SUFFIX}"))
     assert fetch(model, source, ["embed"]) == described.manifest.part_bytes("embed")
 
 
-def fill_up(model: StoredModel, chunk: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def fill_up(model: StoredModel, source: PartSource, monkeypatch: pytest.MonkeyPatch) -> None:
     with model.receiving("embed") as writer:
-        writer.write(chunk)
-        monkeypatch.setattr(os, "write", no_room)
-        writer.write(chunk[:100])
+        monkeypatch.setattr(os, "pwrite", no_room)
+        for chunk in source.read("embed"):
+            writer.write(chunk)
+        writer.finish(bytes(32))
 
 
 def no_room(*_):

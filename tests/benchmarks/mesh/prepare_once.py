@@ -16,7 +16,7 @@ def main() -> None:
     model, *addresses = sys.argv[1:]
     steps: list[tuple[float, str, int, int]] = []
     with LayerMesh(model, device="cpu", workers=addresses, discover=False, spread=True) as mesh:
-        mesh.local.on_progress = lambda worker, doing, done, total: steps.append((time.monotonic(), doing, done, total))
+        mesh.local.on_progress = lambda _, doing, done, total: steps.append((time.monotonic(), doing, done, total))
         began = time.monotonic()
         assert mesh.workers is not None
         mesh.workers.engage()

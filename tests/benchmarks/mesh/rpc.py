@@ -46,7 +46,21 @@ def theirs(num_servers: int, tools: Path, model: Path) -> float:
         for host in network.hosts:
             _start_server(host, tools, threads)
         servers = ",".join(f"{host.address}:{RPC_PORT}" for host in network.hosts)
-        command = [tools / "llama-bench", "-m", model, "-t", threads, "-p", "0", "-n", str(NUM_NEW - 1), "-r", "1", "-o", "json"]
+        command = [
+            tools / "llama-bench",
+            "-m",
+            model,
+            "-t",
+            threads,
+            "-p",
+            "0",
+            "-n",
+            str(NUM_NEW - 1),
+            "-r",
+            "1",
+            "-o",
+            "json",
+        ]
         command += ["--rpc", servers, "-ngl", "99"] if servers else []
         process = network.coordinator.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         written, complaints = process.communicate(timeout=LONGEST_SECONDS)

@@ -68,7 +68,9 @@ def main() -> int:
         print(f"  one host: {describe(alone)}\n  three: {describe(together)}\n  ratio {ratio:.1f}", flush=True)
     ratios = sorted(each["ratio"] for each in rounds)
     bound = Bound("times as fast, in the median round", ratios[len(ratios) // 2], "at least", LEAST_RATIO)
-    return conclude("sum_of_parts", [bound], setting={"cap_bytes": setting.cap_bytes, "memory": setting.host_memory}, rounds=rounds)
+    return conclude(
+        "sum_of_parts", [bound], setting={"cap_bytes": setting.cap_bytes, "memory": setting.host_memory}, rounds=rounds
+    )
 
 
 if __name__ == "__main__":

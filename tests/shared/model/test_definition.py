@@ -1,5 +1,6 @@
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -98,3 +99,12 @@ def test_auto_map_of_a_known_family_is_not_followed(tiny, tmp_path):
     (tmp_path / "evil.py").write_text("raise SystemExit('the repository was executed')")
     assert read_config(tmp_path).model_type == "llama"
     assert type(define_model(tmp_path, torch.float32).model).__module__.startswith("transformers.")
+
+
+def test_models_that_are_built_at_once_do_not_take_each_others_dtype(tiny):
+    dtypes = [torch.bfloat16, torch.float32] * 8
+    with ThreadPoolExecutor(8) as pool:
+        definitions = list(pool.map(lambda dtype: define_model(tiny("llama"), dtype), dtypes))
+    for definition, dtype in zip(definitions, dtypes, strict=True):
+        assert {parameter.dtype for parameter in definition.model.parameters()} == {dtype}
+    assert torch.get_default_dtype() == torch.float32

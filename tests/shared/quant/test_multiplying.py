@@ -5,6 +5,7 @@ from layermesh.shared.quant import multiplying
 from layermesh.shared.quant.forms import padded
 from layermesh.shared.quant.linear import PackedHead, QuantLinear
 from layermesh.shared.quant.multiplying import MANY_ROWS, multiply
+from layermesh.shared.quant.native.kernel import native_kernel
 from layermesh.shared.quant.quants import Quants
 from layermesh.shared.quant.tiles import packing_tile
 from tests.shared.quant.test_quants import FORMS, some_quants
@@ -14,6 +15,15 @@ TILE = packing_tile()
 TOLERANCE = 2**-7
 
 
+@pytest.fixture(params=["our kernel", "torch's kernel"])
+def kernel(request, monkeypatch):
+    """Multiply with the kernel in C, where it can be had, or without."""
+    if request.param == "torch's kernel":
+        monkeypatch.setattr(multiplying, "native_kernel", lambda: None)
+    elif native_kernel() is None:
+        pytest.skip("the kernel in C cannot be built here")
+
+
 def relative_error(made: torch.Tensor, expected: torch.Tensor) -> float:
     return float((made.float() - expected).norm() / expected.norm())
 
@@ -21,7 +31,7 @@ def relative_error(made: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("num_rows", [1, 3, MANY_ROWS, MANY_ROWS + 17])
 @pytest.mark.parametrize("rows", [64, 200, 1000])
-def test_products_are_those_of_the_weights(form, num_rows, rows, monkeypatch):
+def test_products_are_those_of_the_weights(form, num_rows, rows, monkeypatch, kernel):
     monkeypatch.setattr(multiplying, "UNPACKED_BYTES", 2 * form.group * 3 * TILE * 4)  # four tiles at a time
     quants = some_quants(form, rows, 3)
     inputs = torch.randn(num_rows, form.group * 3).to(torch.bfloat16)
@@ -32,7 +42,7 @@ def test_products_are_those_of_the_weights(form, num_rows, rows, monkeypatch):
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
-def test_the_planes_of_a_single_column_are_exact(form):
+def test_the_planes_of_a_single_column_are_exact(form, kernel):
     quants = some_quants(form, 64, 2)
     whole = Quants(form, quants.values, torch.ones_like(quants.scale), torch.zeros_like(quants.zero))
     inputs = torch.eye(2 * form.group, dtype=torch.bfloat16)
@@ -42,7 +52,8 @@ def test_the_planes_of_a_single_column_are_exact(form):
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_plain_torch_computes_the_same_for_layouts_and_devices_without_a_kernel(form, dtype):
+def test_plain_torch_computes_the_same_for_layouts_and_devices_without_a_kernel(form, dtype, monkeypatch):
+    monkeypatch.setattr(multiplying, "native_kernel", lambda: None)
     other_tile = 96 - TILE
     quants = some_quants(form, 130, 2)
     inputs = torch.randn(2, 5, form.group * 2).to(dtype)
@@ -54,7 +65,7 @@ def test_plain_torch_computes_the_same_for_layouts_and_devices_without_a_kernel(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_packed_layer_stands_in_for_a_linear_one(dtype):
+def test_a_packed_layer_stands_in_for_a_linear_one(dtype, kernel):
     quants = some_quants(FORMS[0], 100, 2)
     bias = torch.nn.Parameter(torch.randn(100).to(dtype), requires_grad=False)
     layer = QuantLinear(64, 100, quants.form, TILE, bias)
@@ -67,7 +78,7 @@ def test_a_packed_layer_stands_in_for_a_linear_one(dtype):
     assert relative_error(layer(inputs), expected) < TOLERANCE
 
 
-def test_a_head_in_pieces_is_the_whole_head():
+def test_a_head_in_pieces_is_the_whole_head(kernel):
     quants = some_quants(FORMS[5], 300, 2)
     head = PackedHead(64, (0, 128, 300), quants.form, TILE, torch.nn.Parameter(torch.randn(300), requires_grad=False))
     for piece, rows in zip(head.pieces, (slice(0, 128), slice(128, 300)), strict=True):

@@ -1,0 +1,1 @@
+"""Products with packed matrices in C, built for this processor where there is a compiler."""

@@ -1,0 +1,176 @@
+/* What int4.c asks of a processor: registers of LANES numbers, side by side those of as many rows of the matrix.
+ *
+ * Bytes holds 4 bytes for each lane, of 4 columns. VECTORS registers hold a unit of 16 rows.
+ */
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+
+enum { LANES = 16, VECTORS = 1, ROWS = 4, AT_ONCE = 2 };
+typedef __m512i Bytes;
+typedef __m512i Ints;
+typedef __m512 Floats;
+
+/* The digits of a unit, whose bytes begin `first` bytes into each of 4 columns; those of plane 1 times 16. */
+INLINE void unpack(const uint8_t *at, int half, int first, int plane, Bytes *digits) {
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i rows = _mm512_mullo_epi32(_mm512_add_epi32(lanes, _mm512_set1_epi32(first)), _mm512_set1_epi32(0x01010101));
+    const __m512i from = _mm512_add_epi8(rows, _mm512_set1_epi32(half == 16 ? 0x30201000 : 0x60402000));
+    __m512i pairs = _mm512_loadu_si512(at);
+    if (half == 16) pairs = _mm512_permutexvar_epi8(from, pairs);
+    else pairs = _mm512_permutex2var_epi8(pairs, from, _mm512_loadu_si512(at + 64));
+    const __m512i kept = _mm512_set1_epi8((char)(plane ? 0xf0 : 0x0f));
+    digits[0] = _mm512_and_si512(plane ? _mm512_slli_epi16(pairs, 4) : pairs, kept);
+    digits[1] = _mm512_and_si512(plane ? pairs : _mm512_srli_epi16(pairs, 4), kept);
+}
+
+INLINE Bytes same_four(const int8_t *four) {
+    int32_t whole;
+    memcpy(&whole, four, 4);
+    return _mm512_set1_epi32(whole);
+}
+INLINE Ints dot4(Ints sum, Bytes digits, Bytes inputs, int plane) {
+    (void)plane;
+    return _mm512_dpbusd_epi32(sum, digits, inputs);
+}
+INLINE Ints all_ints(int32_t value) { return _mm512_set1_epi32(value); }
+INLINE Ints join_halves(Ints high, Ints low) { return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low); }
+INLINE Ints load_ints(const void *from) { return _mm512_loadu_si512(from); }
+INLINE Floats first_of_pairs(Ints pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
+INLINE Floats second_of_pairs(Ints pairs) {
+    return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000)));
+}
+INLINE Floats to_floats(Ints whole) { return _mm512_cvtepi32_ps(whole); }
+INLINE Floats all_floats(float value) { return _mm512_set1_ps(value); }
+INLINE Floats multiply(Floats one, Floats other) { return _mm512_mul_ps(one, other); }
+INLINE Floats multiply_add(Floats one, Floats other, Floats sum) { return _mm512_fmadd_ps(one, other, sum); }
+INLINE void store_floats(float *to, Floats values) { _mm512_storeu_ps(to, values); }
+
+#elif defined(__AVX2__) && defined(__FMA__)
+
+enum { LANES = 8, VECTORS = 2, ROWS = 2, AT_ONCE = 1 };
+typedef __m256i Bytes;
+typedef __m256i Ints;
+typedef __m256 Floats;
+
+INLINE void unpack(const uint8_t *at, int half, int first, int plane, Bytes *digits) {
+    __m128i column[4];
+    for (int k = 0; k < 4; k++) column[k] = _mm_loadu_si128((const __m128i *)(at + k * half + first));
+    __m128i front_up = _mm_unpacklo_epi8(column[0], column[1]), front_down = _mm_unpackhi_epi8(column[0], column[1]);
+    __m128i back_up = _mm_unpacklo_epi8(column[2], column[3]), back_down = _mm_unpackhi_epi8(column[2], column[3]);
+    __m256i pairs[2] = {
+        _mm256_set_m128i(_mm_unpackhi_epi16(front_up, back_up), _mm_unpacklo_epi16(front_up, back_up)),
+        _mm256_set_m128i(_mm_unpackhi_epi16(front_down, back_down), _mm_unpacklo_epi16(front_down, back_down)),
+    };
+    const __m256i kept = _mm256_set1_epi8((char)(plane ? 0xf0 : 0x0f));
+    UNROLLED for (int v = 0; v < 2; v++) {
+        digits[v] = _mm256_and_si256(plane ? _mm256_slli_epi16(pairs[v], 4) : pairs[v], kept);
+        digits[2 + v] = _mm256_and_si256(plane ? pairs[v] : _mm256_srli_epi16(pairs[v], 4), kept);
+    }
+}
+
+INLINE Bytes same_four(const int8_t *four) {
+    int32_t whole;
+    memcpy(&whole, four, 4);
+    return _mm256_set1_epi32(whole);
+}
+INLINE Ints dot4(Ints sum, Bytes digits, Bytes inputs, int plane) {
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+    (void)plane;
+    return _mm256_dpbusd_epi32(sum, digits, inputs);
+#elif defined(__AVXVNNI__)
+    (void)plane;
+    return _mm256_dpbusd_avx_epi32(sum, digits, inputs);
+#else /* sums of two products have room for 16 bits only as long as digits are below 16 */
+    __m256i pairs = _mm256_maddubs_epi16(plane ? _mm256_srli_epi16(digits, 4) : digits, inputs);
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(plane ? 16 : 1)));
+#endif
+}
+INLINE Ints all_ints(int32_t value) { return _mm256_set1_epi32(value); }
+INLINE Ints join_halves(Ints high, Ints low) { return _mm256_add_epi32(_mm256_slli_epi32(high, 8), low); }
+INLINE Ints load_ints(const void *from) { return _mm256_loadu_si256((const __m256i *)from); }
+INLINE Floats first_of_pairs(Ints pairs) { return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)); }
+INLINE Floats second_of_pairs(Ints pairs) {
+    return _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32((int)0xffff0000)));
+}
+INLINE Floats to_floats(Ints whole) { return _mm256_cvtepi32_ps(whole); }
+INLINE Floats all_floats(float value) { return _mm256_set1_ps(value); }
+INLINE Floats multiply(Floats one, Floats other) { return _mm256_mul_ps(one, other); }
+INLINE Floats multiply_add(Floats one, Floats other, Floats sum) { return _mm256_fmadd_ps(one, other, sum); }
+INLINE void store_floats(float *to, Floats values) { _mm256_storeu_ps(to, values); }
+
+#else /* any processor; the compiler makes of it what it can */
+
+enum { LANES = 16, VECTORS = 1, ROWS = 1, AT_ONCE = 1 };
+#define LOOP for (int i = 0; i < LANES; i++)
+typedef struct { uint8_t at[4][LANES]; } Bytes;
+typedef struct { int32_t at[LANES]; } Ints;
+typedef struct { float at[LANES]; } Floats;
+
+INLINE void unpack(const uint8_t *at, int half, int first, int plane, Bytes *digits) {
+    for (int k = 0; k < 4; k++)
+        LOOP {
+            uint8_t pair = at[k * half + first + i];
+            digits[0].at[k][i] = (uint8_t)((pair & 15) << 4 * plane);
+            digits[1].at[k][i] = (uint8_t)((pair >> 4) << 4 * plane);
+        }
+}
+INLINE Bytes same_four(const int8_t *four) {
+    Bytes same;
+    for (int k = 0; k < 4; k++) memset(same.at[k], four[k], LANES);
+    return same;
+}
+INLINE Ints dot4(Ints sum, Bytes digits, Bytes inputs, int plane) {
+    (void)plane;
+    for (int k = 0; k < 4; k++) LOOP sum.at[i] += (int32_t)digits.at[k][i] * (int8_t)inputs.at[k][i];
+    return sum;
+}
+INLINE Ints all_ints(int32_t value) {
+    Ints all;
+    LOOP all.at[i] = value;
+    return all;
+}
+INLINE Ints join_halves(Ints high, Ints low) {
+    LOOP low.at[i] = (int32_t)((uint32_t)high.at[i] << 8) + low.at[i];
+    return low;
+}
+INLINE Ints load_ints(const void *from) {
+    Ints loaded;
+    memcpy(&loaded, from, sizeof loaded);
+    return loaded;
+}
+INLINE Floats first_of_pairs(Ints pairs) {
+    Floats first;
+    LOOP pairs.at[i] = (int32_t)((uint32_t)pairs.at[i] << 16);
+    memcpy(&first, &pairs, sizeof first);
+    return first;
+}
+INLINE Floats second_of_pairs(Ints pairs) {
+    Floats second;
+    LOOP pairs.at[i] &= (int32_t)0xffff0000;
+    memcpy(&second, &pairs, sizeof second);
+    return second;
+}
+INLINE Floats to_floats(Ints whole) {
+    Floats floats;
+    LOOP floats.at[i] = (float)whole.at[i];
+    return floats;
+}
+INLINE Floats all_floats(float value) {
+    Floats all;
+    LOOP all.at[i] = value;
+    return all;
+}
+INLINE Floats multiply(Floats one, Floats other) {
+    LOOP one.at[i] *= other.at[i];
+    return one;
+}
+INLINE Floats multiply_add(Floats one, Floats other, Floats sum) {
+    LOOP sum.at[i] = fmaf(one.at[i], other.at[i], sum.at[i]);
+    return sum;
+}
+INLINE void store_floats(float *to, Floats values) { memcpy(to, &values, sizeof values); }
+
+#endif

@@ -1,0 +1,262 @@
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from layermesh.shared.quant import multiplying
+from layermesh.shared.quant.forms import QuantForm, padded
+from layermesh.shared.quant.gguf_quants import KEPT_FORMS, keep_quants
+from layermesh.shared.quant.multiplying import multiply
+from layermesh.shared.quant.native import building, checking, kernel, openmp
+from layermesh.shared.quant.native.building import built_library, find_compiler
+from layermesh.shared.quant.native.checking import computes_correctly
+from layermesh.shared.quant.native.kernel import NativeKernel, load_kernel, native_kernel
+from tests.shared.quant.test_gguf_quants import random_rows
+from tests.shared.quant.test_quants import FORMS, some_quants
+
+COMPILER = find_compiler()
+LARGEST = 32639  # of the whole numbers that inputs become
+ROOT = Path(__file__).parents[3]
+
+pytestmark = pytest.mark.skipif(
+    COMPILER is None or sys.platform != "linux", reason="there is no C compiler, or no way to torch's threads"
+)
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory) -> NativeKernel:
+    assert COMPILER is not None
+    loaded = load_kernel(built_library(tmp_path_factory.mktemp("native") / "kernel", COMPILER))
+    if loaded is None:
+        pytest.skip("it is not clear which OpenMP torch uses")
+    return loaded
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch) -> Path:
+    """Nothing built yet, and nothing known; the folder that will be built into."""
+    monkeypatch.setenv("LAYERMESH_HOME", str(tmp_path))
+    monkeypatch.delenv("LAYERMESH_NATIVE", raising=False)
+    monkeypatch.setattr(kernel, "native_kernel", kernel.native_kernel.__wrapped__)
+    return tmp_path / "native"
+
+
+def exact_products(inputs: torch.Tensor, quants, group: int) -> torch.Tensor:
+    """What the kernel computes, in whole numbers and float64: inputs in 16 bits under a scale for each group."""
+    groups = inputs.float().view(len(inputs), -1, group)
+    largest = groups.abs().amax(-1, keepdim=True)
+    whole = (groups * torch.full_like(largest, LARGEST).div(largest)).round().double() * (largest / LARGEST).double()
+    weights = quants.dequantise().double().view(len(quants.values), -1, group)
+    return torch.einsum("tgk,rgk->tr", whole, weights)
+
+
+def relative_error(made: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((made.double() - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("tile", [32, 64])
+@pytest.mark.parametrize("num_rows", [1, 2, 4, 5, 11])
+def test_products_are_exact_but_for_float32_sums(native, form, tile, num_rows):
+    quants = some_quants(form, 200, 5)
+    inputs = torch.randn(num_rows, 5 * form.group) * 10 ** torch.randn(num_rows, 1)
+    made = native.multiply(inputs, *quants.pack(tile), form, tile)
+    assert made.shape == (num_rows, padded(200))
+    assert relative_error(made[:, :200], exact_products(inputs, quants, form.group)) < 1e-6
+    assert not made[:, 200:].any()
+    assert relative_error(made[:, :200], inputs.double() @ quants.dequantise().double().t()) < 1e-4
+
+
+@pytest.mark.parametrize("encoding", KEPT_FORMS)
+def test_gguf_quants_multiply_as_they_dequantise(native, encoding):
+    quants = keep_quants(torch.from_numpy(random_rows(encoding, 96)), encoding)
+    inputs = torch.randn(3, quants.values.shape[1])
+    made = native.multiply(inputs, *quants.pack(64), quants.form, 64)
+    assert relative_error(made[:, :96], exact_products(inputs, quants, quants.form.group)) < 1e-6
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_largest_sums_do_not_overflow(native, bits):
+    form = QuantForm(bits, 256 if bits == 4 else 128)
+    quants = some_quants(form, 64, 2)
+    quants.values[:] = 2**bits - 1
+    for inputs in (torch.ones(1, 2 * form.group), -torch.ones(1, 2 * form.group)):
+        made = native.multiply(inputs, *quants.pack(64), form, 64)
+        assert relative_error(made, exact_products(inputs, quants, form.group)) < 1e-6
+
+
+@pytest.mark.parametrize("form", FORMS[::3], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_row_has_the_same_bits_alone_among_others_and_on_any_number_of_threads(native, form, dtype):
+    quants = some_quants(form, 1000, 12)
+    packed = quants.pack(64)
+    inputs = torch.randn(9, 12 * form.group).to(dtype)
+    before = torch.get_num_threads()
+    try:
+        made = []
+        for num_threads in (1, 2, 3):
+            torch.set_num_threads(num_threads)
+            made.append(native.multiply(inputs, *packed, form, 64))
+    finally:
+        torch.set_num_threads(before)
+    alone = torch.cat([native.multiply(row[None], *packed, form, 64) for row in inputs])
+    assert made[0].dtype == dtype
+    assert all(torch.equal(alone, together) for together in made)
+
+
+def test_bfloat16_results_are_rounded_to_the_nearest(native):
+    quants = some_quants(FORMS[0], 64, 4)
+    inputs = torch.randn(5, 128).to(torch.bfloat16)
+    exact = native.multiply(inputs.float(), *quants.pack(64), FORMS[0], 64)
+    assert torch.equal(native.multiply(inputs, *quants.pack(64), FORMS[0], 64), exact.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_with_inputs_that_are_no_numbers_give_none(native, dtype):
+    quants = some_quants(FORMS[0], 64, 2)
+    inputs = torch.ones(5, 64).to(dtype)
+    inputs[0, 3], inputs[1, 40], inputs[2, 63] = float("nan"), float("inf"), float("-inf")
+    inputs[4] = 0
+    made = native.multiply(inputs, *quants.pack(64), FORMS[0], 64)
+    assert made[:3].isnan().all()
+    assert made[3].isfinite().all()
+    assert not made[4].any()
+
+
+def test_inputs_that_do_not_lie_together_are_brought_together(native):
+    quants = some_quants(FORMS[0], 64, 2)
+    inputs = torch.randn(64, 3).t()
+    assert torch.equal(
+        native.multiply(inputs, *quants.pack(64), FORMS[0], 64),
+        native.multiply(inputs.contiguous(), *quants.pack(64), FORMS[0], 64),
+    )
+
+
+@pytest.mark.parametrize("target", ["x86-64", "haswell", "cascadelake"])
+def test_code_for_lesser_processors_gives_the_same_bits(native, target, tmp_path, monkeypatch):
+    flags = [f"-march={target}" if flag == "-march=native" else flag for flag in building._FLAGS]
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        pytest.skip("this processor cannot run them all")
+    monkeypatch.setattr(building, "_FLAGS", flags)
+    lesser = load_kernel(built_library(tmp_path / "kernel", COMPILER))
+    assert lesser is not None
+    for form in FORMS:
+        for tile in (32, 64):
+            packed, inputs = some_quants(form, 128, 3).pack(tile), torch.randn(5, 3 * form.group)
+            assert torch.equal(lesser.multiply(inputs, *packed, form, tile), native.multiply(inputs, *packed, form, tile))
+
+
+def test_it_is_built_once_for_this_user_alone(fresh):
+    assert native_kernel.__wrapped__() is not None
+    (library,) = fresh.iterdir()
+    assert stat.S_IMODE(fresh.stat().st_mode) == 0o700
+    assert stat.S_IMODE(library.stat().st_mode) == 0o600
+    built = library.stat().st_mtime_ns
+    assert native_kernel.__wrapped__() is not None
+    assert (list(fresh.iterdir()), library.stat().st_mtime_ns) == ([library], built)
+
+
+def _no_compiler(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setattr(kernel, "find_compiler", lambda: None)
+
+
+def _switched_off(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setenv("LAYERMESH_NATIVE", "0")
+
+
+def _broken_compiler(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    broken = folder.with_name("broken-cc")
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+
+
+def _no_folder(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    folder.write_text("in the way")
+
+
+def _others_folder(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o777)
+
+
+def _linked_folder(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    elsewhere = folder.with_name("elsewhere")
+    elsewhere.mkdir(mode=0o700)
+    folder.symlink_to(elsewhere)
+
+
+def _linked_library(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    library = built_library(folder, COMPILER)
+    library.rename(library.with_name("moved"))
+    library.symlink_to("moved")
+
+
+def _damaged_library(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    built_library(folder, COMPILER).write_bytes(b"\x7fELF")
+
+
+def _wrong_results(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setattr(checking, "_error", lambda *_: 0.01)
+
+
+def _unknown_openmp(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setattr(openmp, "torchs_runtime", lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        _no_compiler, _switched_off, _broken_compiler, _no_folder, _others_folder, _linked_folder, _linked_library,
+        _damaged_library, _wrong_results, _unknown_openmp,
+    ],
+)  # fmt: skip
+def test_without_it_torch_computes(trouble, fresh, monkeypatch):
+    trouble(monkeypatch, fresh)
+    assert native_kernel.__wrapped__() is None
+    monkeypatch.setattr(multiplying, "native_kernel", native_kernel.__wrapped__)
+    quants = some_quants(FORMS[0], 64, 2)
+    inputs = torch.randn(1, 64)
+    made = multiply(inputs, *quants.pack(64), FORMS[0], 64)
+    assert relative_error(made, (inputs @ quants.dequantise().t()).double()) < 2**-7
+
+
+def test_wrong_kernels_are_found_out(native):
+    def wrong(*matrices):
+        made = native.multiply(*matrices)
+        made[-1, -1] *= 1.5
+        return made
+
+    assert computes_correctly(native.multiply)
+    assert not computes_correctly(wrong)
+
+
+def test_two_processes_build_at_once(fresh):
+    code = "from layermesh.shared.quant.native.kernel import native_kernel; print(native_kernel() is not None)"
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    runs = [subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [run.communicate(timeout=120)[0] for run in runs] == ["True\n", "True\n"]
+    assert [path.suffix for path in fresh.iterdir()] == [".so"]
+
+
+TORCH = Path("/env/torch")
+
+
+@pytest.mark.parametrize(
+    ("loaded", "found"),
+    [
+        (["/env/torch/lib/libgomp.so.1", "/usr/lib/libc.so.6"], 0),
+        (["/usr/lib/libgomp.so.1", "/env/torch/lib/libgomp-a34b3233.so.1"], 1),
+        (["/env/sklearn.libs/libgomp.so.1", "/env/torch.libs/libgomp.so.1"], 1),
+        (["/usr/lib/libgomp.so.1", "/usr/lib/libgomp.so.1"], 0),
+        (["/usr/lib/libiomp5.so", "/usr/lib/libgomp.so.1"], None),
+        (["/usr/lib/libc.so.6"], None),
+    ],
+)
+def test_torchs_openmp_is_the_one_beside_it_or_the_only_one(loaded, found):
+    assert openmp.torchs_runtime(loaded, TORCH) == (None if found is None else loaded[found])
