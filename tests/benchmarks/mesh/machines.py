@@ -69,7 +69,7 @@ class Mesh:
 
     def start_worker(self, host: Host, setting: HostSetting, *options: str) -> None:
         """Start a worker on `host` and return once it serves."""
-        log = self.folder / f"{host.name}.log"
+        log = self._log(host)
         command = ["-m", "layermesh", "worker", "--name", host.name, "--port", str(PORT), "--no-discovery", "--device", "cpu"]
         with log.open("w") as output:
             process = host.python(
@@ -79,6 +79,14 @@ class Mesh:
         wait_until(lambda: process.poll() is not None or " at " in log.read_text(), START_SECONDS)
         if process.poll() is not None:
             raise RuntimeError(f"the worker on {host.name} ended: {log.read_text()[-LAST_WORDS:]}")
+
+    def _log(self, host: Host) -> Path:
+        return self.folder / f"{host.name}.log"
+
+    def _last_words(self) -> str:
+        """What the workers said last."""
+        logs = [self._log(host) for host in self.network.hosts]
+        return "\n".join(f"{log.stem}: {log.read_text()[-LAST_WORDS:]}" for log in logs)
 
     def environ(self, host: Host) -> dict[str, str]:
         """What tells commands on `host` where their home is."""
@@ -105,7 +113,9 @@ class Mesh:
         )  # fmt: skip
         written, complaints = process.communicate(timeout=LONGEST_SECONDS)
         if process.returncode != 0:
-            raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}: {complaints[-LAST_WORDS:]}")
+            raise RuntimeError(
+                f"{' '.join(arguments)} ended with {process.returncode}: {complaints[-LAST_WORDS:]}\n{self._last_words()}"
+            )
         answer: dict[str, Any] = json.loads(written)
         return answer
 
