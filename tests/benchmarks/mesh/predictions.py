@@ -28,7 +28,7 @@ class Case:
     name: str
     workers: tuple[HostSetting, ...]
     options: tuple[str, ...]
-    coordinator: HostSetting = HostSetting()
+    coordinator: HostSetting = HostSetting()  # noqa: RUF009 - frozen
 
 
 @dataclass(frozen=True, slots=True)
