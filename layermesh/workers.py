@@ -125,7 +125,7 @@ class Workers:
         route = RemoteRoute(self._registry.loop, hops)
         self._local.line = MeshPipeline(route, None if own is None else self._local.stage, lambda: self._local.on_wait())
         self._local.remote_stages = tuple(_stage_plan(one, each) for one, each in zip(chosen, ready, strict=True))
-        self._local.predicted = _predicted(found.plan, ready)
+        self._local.predicted = Prediction(found.plan.seconds_per_token, found.plan.bottleneck)
         self._present = present
 
     def _run_alone(self) -> None:
@@ -177,12 +177,6 @@ class Workers:
 def _stage_plan(one: _Chosen, ready: pb.PrepareReady) -> StagePlan:
     span = one.key.span
     return StagePlan(one.peer.name, span.start, span.end, ready.resident_bytes, ready.streamed_bytes)
-
-
-def _predicted(plan: MeshPlan, ready: Sequence[pb.PrepareReady]) -> Prediction:
-    """What the workers measured with their parts, and what is planned of this machine and the network."""
-    own = sum(stage.seconds for stage in plan.stages if stage.machine == WORKER_NAME)
-    return Prediction(sum(one.seconds_per_token for one in ready) + own + plan.network_seconds, plan.bottleneck)
 
 
 def _sentence(found: Found) -> str:

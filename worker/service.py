@@ -227,7 +227,6 @@ def _ready(live: LiveStage, fetched_bytes: int) -> pb.PrepareReady:
         fetched_bytes=fetched_bytes,
         resident_bytes=live.residency.resident_bytes,
         streamed_bytes=live.residency.streamed_bytes,
-        seconds_per_token=live.seconds_per_token,
     )
 
 
@@ -237,7 +236,7 @@ def _running(live: LiveStage) -> pb.RunningSpan:
         num_sessions=len(live.sessions),
         resident_bytes=live.residency.resident_bytes,
         streamed_bytes=live.residency.streamed_bytes,
-        seconds_per_token=live.runner.seconds_per_token,
+        seconds_per_token=live.runner.seconds_per_token or live.seconds_per_token,
         total_bytes=live.residency.total_bytes,
         num_routes=len(live.routes),
         model=live.model,
