@@ -21,6 +21,7 @@ from layermesh.shared.profile_wire import profile_to_proto
 from layermesh.shared.protocol import PROTOCOL_VERSION
 from layermesh.shared.stage_key import StageKey
 from layermesh.shared.wire import MAX_NAME, MAX_TOKENS, FrameAssembler
+from layermesh.worker.finishing import to_its_end
 from layermesh.worker.host import Host, LiveStage
 from layermesh.worker.preparing import Preparer
 from layermesh.worker.routes import RouteHere, Routes
@@ -107,7 +108,7 @@ class WorkerService(WorkerServiceServicer):
         finally:
             task.cancel()
             for here in routes:
-                await self._routes.leave(here)
+                await to_its_end(self._routes.leave(here))  # gRPC may cancel a call more than once
 
     async def Reserve(self, request: pb.ReserveRequest, context: Context) -> pb.ReserveResponse:
         """Make room for a session."""
