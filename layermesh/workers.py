@@ -124,6 +124,7 @@ class Workers:
         hops = [RemoteHop(one.peer.client, one.key, one.peer.address_for(peers)) for one in chosen]
         route = RemoteRoute(self._registry.loop, hops)
         self._local.line = MeshPipeline(route, None if own is None else self._local.stage, lambda: self._local.on_wait())
+        self._local.has_part = own is not None
         self._local.remote_stages = tuple(_stage_plan(one, each) for one, each in zip(chosen, ready, strict=True))
         self._local.predicted = Prediction(found.plan.seconds_per_token, found.plan.bottleneck)
         self._present = present
@@ -139,7 +140,7 @@ class Workers:
         self._present = []
 
     def _is_broken(self) -> bool:
-        return not isinstance(self._local.line, MeshPipeline) or self._local.line.route.is_broken
+        return not isinstance(self._local.line, MeshPipeline) or self._local.line.is_broken
 
     def _prepare(self, chosen: Sequence[_Chosen]) -> list[pb.PrepareReady]:
         """Have all workers make their spans ready at the same time."""

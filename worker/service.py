@@ -100,15 +100,15 @@ class WorkerService(WorkerServiceServicer):
     ) -> AsyncIterator[pb.ForwardResponse]:
         """Carry frames for as long as the stream lasts; its routes end with it."""
         responses: asyncio.Queue[pb.ForwardResponse | None] = asyncio.Queue()
-        routes: list[RouteHere] = []
+        routes: list[tuple[RouteHere, int]] = []
         task = asyncio.create_task(self._receive(request_iterator, responses, routes))
         try:
             while (response := await responses.get()) is not None:
                 yield response
         finally:
             task.cancel()
-            for here in routes:
-                await to_its_end(self._routes.leave(here))  # gRPC may cancel a call more than once
+            for here, hop in routes:
+                await to_its_end(self._routes.leave(here, hop))  # gRPC may cancel a call more than once
 
     async def Reserve(self, request: pb.ReserveRequest, context: Context) -> pb.ReserveResponse:
         """Make room for a session."""
@@ -175,13 +175,14 @@ class WorkerService(WorkerServiceServicer):
         self,
         requests: AsyncIterator[pb.ForwardRequest],
         responses: "asyncio.Queue[pb.ForwardResponse | None]",
-        routes: list[RouteHere],
+        routes: list[tuple[RouteHere, int]],
     ) -> None:
         assembler = FrameAssembler()
         try:
             async for request in requests:
                 if request.WhichOneof("kind") == "route":
-                    routes.append(self._routes.enter(request.route, responses.put_nowait))
+                    here = self._routes.enter(request.route, responses.put_nowait)
+                    routes.append((here, request.route.hop))
                     responses.put_nowait(pb.ForwardResponse(accepted=pb.RouteAccepted()))
                 elif (envelope := assembler.add(request.frame)) is not None:
                     self._routes.run(envelope)
