@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt
 
-.PHONY: demo test test-mesh test-gpu lint protos architectures bench bench-alone bench-peers bench-gpu clean
+.PHONY: demo test test-mesh test-gpu lint protos architectures bench bench-alone bench-peers bench-mesh bench-gpu clean
 
 demo: $(VENV)/installed  ## stream an answer of the default model through a small memory budget
 	$(BIN)/layermesh generate "Explain in three sentences why the sky is blue." --host-memory 100MB --temperature 0
@@ -41,6 +41,9 @@ bench-alone: $(VENV)/installed-dev  ## startup, memory, and how well reading hid
 
 bench-peers: $(VENV)/installed-dev  ## beside AirLLM, accelerate and llama.cpp, which it installs into ~/.cache/layermesh-bench
 	$(BIN)/python -m tests.benchmarks.peers
+
+bench-mesh: $(VENV)/installed-dev  ## several hosts made of network namespaces, also beside llama.cpp's RPC backend; needs root
+	$(BIN)/python -m tests.benchmarks.mesh
 
 bench-gpu: $(VENV)/installed-dev  ## an 8B and a 70B shape in 4 GB of an NVIDIA card; writes tests/benchmarks/results/gpu.json
 	$(BIN)/python -m tests.benchmarks.gpu

@@ -126,6 +126,10 @@ class MeshPipeline(Line):
         """Median over recent sweeps of what was spent between the machines."""
         return statistics.median(sweep.network for sweep in self.times) if self.times else 0.0
 
+    def own_seconds(self) -> float:
+        """Median over recent sweeps of what the stage here took."""
+        return statistics.median(sweep.own for sweep in self.times) if self.times else 0.0
+
     def close(self) -> None:
         """Let go of the workers."""
         self.route.close()

@@ -63,9 +63,10 @@ def run_worker(options: OpeningOptions, worker: WorkerOptions) -> int:
         store = Store(folder, limit_bytes)
         if not worker.quiet:
             note("measuring this machine …")
-        profile = profile_machine(device, folder, budget.device_bytes, budget.host_bytes, ProfileCache())
+        cache = ProfileCache()
+        profile = profile_machine(device, folder, budget.device_bytes, budget.host_bytes, cache)
         settings = Settings(identity, name, device, budget, worker.host, worker.port, worker.announce)
-        return asyncio.run(_serve(WorkerServer(settings, profile, store), settings, profile, quiet=worker.quiet))
+        return asyncio.run(_serve(WorkerServer(settings, profile, store, cache), settings, profile, quiet=worker.quiet))
 
 
 async def _serve(server: WorkerServer, settings: Settings, profile: MachineProfile, *, quiet: bool) -> int:

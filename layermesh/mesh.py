@@ -19,6 +19,7 @@ from layermesh.settings import MAX_SESSIONS, GenerationSettings, OpeningOptions,
 from layermesh.shared.errors import UsageError
 from layermesh.shared.frames import SessionId
 from layermesh.shared.library import DEFAULT_MODEL
+from layermesh.speed_notes import note_speed
 
 if TYPE_CHECKING:
     from layermesh.coordinator.registry import Registry
@@ -219,6 +220,8 @@ class LayerMesh:
                 yield token
                 if reply.answer is None:
                     self._check_open()
+            if self.workers is not None and outcome.answer is not None:
+                note_speed(self.local, outcome.answer)
         finally:
             line.release(session)
 

@@ -24,7 +24,7 @@ def model_cost(local: LocalModel) -> ModelCost:
     return ModelCost(
         layers=tuple(_cost(block, per_layer) for block in table.layers),
         head=LayerCost(sum(block.loaded_bytes for block in table.heads), sum(block.stored_bytes for block in table.heads)),
-        form=_form(local),
+        form=definition.weight_form,
         base_bytes=working - per_layer,
         hidden_bytes=hidden * local.dtype.itemsize,
         logits_bytes=definition.vocab_size * LOGIT_BYTES,
@@ -35,9 +35,3 @@ def _cost(block: Block, working_bytes: int) -> LayerCost:
     pieces = [piece.loaded_bytes for piece in split_layer(block) if not piece.is_core]
     largest = max(pieces) if len(pieces) > 1 else None
     return LayerCost(block.loaded_bytes, block.stored_bytes, working_bytes, largest)
-
-
-def _form(local: LocalModel) -> str:
-    """What most weights are multiplied as."""
-    packing = local.definition.packing
-    return str(local.dtype).removeprefix("torch.") if packing is None else f"int{packing.bits}"

@@ -37,6 +37,11 @@ class Residency:
         return sum(block.loaded_bytes for block in self.blocks if block.name in self.resident)
 
     @property
+    def stays_whole(self) -> bool:
+        """Whether all blocks stay on the device, so that a token takes as long as computing does."""
+        return len(self.resident) == len(self.blocks)
+
+    @property
     def streamed(self) -> tuple[Block, ...]:
         """The blocks that are read again in every sweep, in order."""
         return tuple(block for block in self.blocks if block.name not in self.resident | self.on_host)

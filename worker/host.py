@@ -16,6 +16,7 @@ from layermesh.shared.prediction import predict
 from layermesh.shared.residency import Residency
 from layermesh.shared.stage_key import StageKey
 from layermesh.worker.finishing import to_its_end
+from layermesh.worker.measuring_turn import at_work, measuring_turn
 from layermesh.worker.opening import StageBudget
 from layermesh.worker.profiling import measure_profile
 from layermesh.worker.runner import StageRunner
@@ -23,6 +24,7 @@ from layermesh.worker.stage import Stage
 
 T = TypeVar("T")
 OpenStage = Callable[[StageBudget], Stage]
+NoteRun = Callable[[str, str, float], None]
 
 GRACE_SECONDS = 10.0  # between a stage's getting ready and the route that uses it
 IDLE_SECONDS = 300.0  # after which memory goes back to the rest of the machine
@@ -47,18 +49,30 @@ class LiveStage:
     routes: set[str] = field(default_factory=set)
     sessions: dict[SessionId, str] = field(default_factory=dict)  # and the route each came on
     files: ExitStack = field(default_factory=ExitStack)
+    weight_form: str = ""
 
     @property
     def in_use(self) -> bool:
         """Whether somebody runs on it, or is about to."""
         return bool(self.routes) or (self.is_awaited and time.monotonic() - self.used < GRACE_SECONDS)
 
+    @property
+    def seconds_per_byte(self) -> float | None:
+        """What recent tokens took for each byte of weights; None before there were any, and where a disk had a part in it."""
+        if not self.residency.stays_whole or not self.runner.seconds_per_token:
+            return None
+        return self.runner.seconds_per_token / max(self.residency.resident_bytes, 1)
+
 
 class Host:
-    """Opens stages within `budget`, and closes those that nobody uses when another needs their memory."""
+    """Opens stages within `budget`, and closes those that nobody uses when another needs their memory.
 
-    def __init__(self, device: torch.device, budget: StageBudget) -> None:
+    `note_run` is told what a model's weights, by fingerprint and form, took per byte when a route leaves.
+    """
+
+    def __init__(self, device: torch.device, budget: StageBudget, note_run: NoteRun = lambda *_: None) -> None:
         self.device = device
+        self._note_run = note_run
         self._budget = budget
         self._stages: dict[StageKey, LiveStage] = {}
         self._lock = asyncio.Lock()
@@ -130,6 +144,8 @@ class Host:
         live.used = time.monotonic()
         for session in [session for session, of in live.sessions.items() if of == route]:
             await self.release(live, session)
+        if (seconds_per_byte := live.seconds_per_byte) is not None:
+            await asyncio.to_thread(self._note_run, live.key.fingerprint, live.weight_form, seconds_per_byte)
 
     async def close_unused(self) -> None:
         """Close the stages that nobody uses, with which their files may go."""
@@ -171,15 +187,18 @@ class Host:
 
 
 def _open(key: StageKey, model: str, open_stage: OpenStage, budget: StageBudget) -> LiveStage:
-    stage = open_stage(budget)
+    with at_work():
+        stage = open_stage(budget)
     try:
         residency = _reserve_for_plan(stage)
-        prediction = predict([residency], measure_profile(stage))
+        with measuring_turn():
+            prediction = predict([residency], measure_profile(stage))
     except BaseException:
         stage.close()
         raise
     runner = StageRunner(stage, str(key.span))
-    return LiveStage(key, model, runner, residency, prediction.seconds_per_token, time.monotonic())
+    seconds_per_token = prediction.seconds_per_token
+    return LiveStage(key, model, runner, residency, seconds_per_token, time.monotonic(), weight_form=stage.weight_form)
 
 
 def _reserve_for_plan(stage: Stage) -> Residency:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +24,7 @@ from layermesh.shared.protocol import MANIFEST, PROTOCOL_VERSION
 from layermesh.shared.stage_key import StageKey
 from layermesh.worker.finishing import to_its_end
 from layermesh.worker.host import Host, LiveStage
+from layermesh.worker.measuring_turn import at_work
 from layermesh.worker.opening import StageBudget, define, open_stage
 from layermesh.worker.own_models import find_own
 from layermesh.worker.stage import Stage
@@ -134,12 +135,14 @@ class Preparer:
         await self._host.close_unused()
         await asyncio.to_thread(self._store.make_room, total_bytes, [key.fingerprint])
         fetched = 0
-        for part in missing:
+        with ExitStack() as held:
+            await asyncio.to_thread(held.enter_context, at_work())
+            held.enter_context(keeping_memory())
+            for part in missing:
 
-            def tell(num_bytes: int, part: str = part, before: int = fetched) -> None:
-                coordinator.progress(before + num_bytes, total_bytes, f"fetching {part}")
+                def tell(num_bytes: int, part: str = part, before: int = fetched) -> None:
+                    coordinator.progress(before + num_bytes, total_bytes, f"fetching {part}")
 
-            with keeping_memory():
                 fetched += await self._fetch_part(stored, part, coordinator, sources, tell)
         return fetched
 

@@ -74,6 +74,11 @@ class ProfileCache:
             return 1.0
         return min(max(seconds_per_byte * rate, _LEAST_SLOWDOWN), _MOST_SLOWDOWN)
 
+    def slowdowns(self, profile: MachineProfile) -> dict[str, float]:
+        """Return what `slowdown` does for each model that was run here, in the form in which it was run last."""
+        runs = _load(self._path).runs
+        return {model: self.slowdown(model, form, profile) for model, form in runs if form in profile.weight_rates}
+
     def _change(self, change: Callable[[_Contents], None]) -> None:
         """Read the file, change what it holds, and write it; others wait meanwhile."""
         with suppress(OSError, Timeout):

@@ -26,6 +26,7 @@ from layermesh.shared.protocol import PROTOCOL_VERSION
 from layermesh.worker.announcing import Announcer
 from layermesh.worker.host import Host, LiveStage
 from layermesh.worker.opening import StageBudget
+from layermesh.worker.profile_cache import ProfileCache
 from layermesh.worker.routes import Routes
 from layermesh.worker.service import Identity, WorkerService
 from layermesh.worker.store import Store
@@ -53,14 +54,15 @@ class Settings:
 
 
 class WorkerServer:
-    """Serves from `async with` on; `port` is where."""
+    """Serves from `async with` on; `port` is where. How long real runs take is noted in `runs`, if given."""
 
-    def __init__(self, settings: Settings, profile: MachineProfile, store: Store) -> None:
+    def __init__(self, settings: Settings, profile: MachineProfile, store: Store, runs: ProfileCache | None = None) -> None:
         self.port = 0
         self._settings = settings
         self._profile = profile
         self._store = store
-        self._host = Host(settings.device, settings.budget)
+        self._runs = runs
+        self._host = Host(settings.device, settings.budget, *(() if runs is None else (runs.note_run,)))
         self._open = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -88,7 +90,8 @@ class WorkerServer:
         self._open.push_async_callback(routes.close)
         server = grpc.aio.server(options=SERVER_OPTIONS)
         identity = Identity(settings.worker_id, settings.name, str(settings.device), self._addresses)
-        add_WorkerServiceServicer_to_server(WorkerService(identity, self._profile, self._host, self._store, routes), server)
+        service = WorkerService(identity, self._profile, self._host, self._store, routes, self._slowdowns)
+        add_WorkerServiceServicer_to_server(service, server)
         health = health_service.HealthServicer()
         add_HealthServicer_to_server(health, server)
         await health.set("", health_pb2.HealthCheckResponse.SERVING)
@@ -105,6 +108,9 @@ class WorkerServer:
         while True:
             await asyncio.sleep(IDLE_CHECK_SECONDS)
             await self._host.close_idle()
+
+    def _slowdowns(self) -> dict[str, float]:
+        return {} if self._runs is None else self._runs.slowdowns(self._profile)
 
     def _addresses(self) -> list[str]:
         return [format_address(address, self.port) for address in addresses_of(local_interfaces())]

@@ -1,7 +1,7 @@
 """What a worker answers over gRPC: thin, every decision is made elsewhere."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,14 +45,26 @@ class Identity:
 
 
 class WorkerService(WorkerServiceServicer):
-    """The worker's side of protos/mesh.proto."""
+    """The worker's side of protos/mesh.proto.
 
-    def __init__(self, identity: Identity, profile: MachineProfile, host: Host, store: Store, routes: Routes) -> None:
+    `slowdowns` says, by fingerprint, by how much models take longer than `profile` has it; it may read a file.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        profile: MachineProfile,
+        host: Host,
+        store: Store,
+        routes: Routes,
+        slowdowns: Callable[[], Mapping[str, float]] = dict,
+    ) -> None:
         self._identity = identity
         self._profile = profile
         self._host = host
         self._store = store
         self._routes = routes
+        self._slowdowns = slowdowns
         self._preparer = Preparer(host, store)
 
     async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:
@@ -67,6 +79,7 @@ class WorkerService(WorkerServiceServicer):
             running=[_running(live) for live in self._host.stages],
             stored=await asyncio.to_thread(self._stored),
             addresses=self._identity.addresses(),
+            slowdown=await asyncio.to_thread(self._slowdowns),
         )
 
     async def Echo(self, request: pb.EchoRequest, context: Context) -> pb.EchoResponse:

@@ -177,6 +177,11 @@ class Stage:
         return self._peak_bytes
 
     @property
+    def weight_form(self) -> str:
+        """What most weights are multiplied as: "bfloat16", "int4" and so on."""
+        return self._definition.weight_form
+
+    @property
     def streams(self) -> bool:
         """Whether it reads blocks in every sweep."""
         return self.residency is not None and self.residency.streamed_bytes > 0

@@ -50,6 +50,11 @@ class ModelDefinition:
         return len(self.layers)
 
     @property
+    def weight_form(self) -> str:
+        """What most weights are multiplied as: "bfloat16", "int4" and so on, as `MachineProfile.weight_rates` has it."""
+        return str(self.model.dtype).removeprefix("torch.") if self.packing is None else f"int{self.packing.bits}"
+
+    @property
     def vocab_size(self) -> int:
         """Number of token ids."""
         return int(self.model.config.get_text_config(decoder=True).vocab_size)

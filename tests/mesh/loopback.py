@@ -12,6 +12,7 @@ import torch
 
 from layermesh.shared.machine_profile import MachineProfile
 from layermesh.worker.opening import StageBudget
+from layermesh.worker.profile_cache import ProfileCache
 from layermesh.worker.server import Settings, WorkerServer
 from layermesh.worker.store import Store
 
@@ -44,7 +45,8 @@ class LoopbackWorker:
         settings = Settings(
             self.id, self.name, torch.device("cpu"), budget, "127.0.0.1", self.port, announce=False, drain_seconds=0.0
         )
-        self.server = WorkerServer(settings, PROFILE, Store(self.folder, limit_bytes))
+        runs = ProfileCache(self.folder.with_suffix(".profile"))
+        self.server = WorkerServer(settings, PROFILE, Store(self.folder, limit_bytes), runs)
         self._wait(self.server.__aenter__())
         self.port = self.server.port
 

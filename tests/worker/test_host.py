@@ -26,14 +26,20 @@ class FakeResidency:
     resident_bytes: int = 0
     streamed_bytes: int = 0
 
+    @property
+    def stays_whole(self):
+        return self.streamed_bytes == 0
+
 
 class FakeStage:
     """Takes `least` bytes, and `each` more for every session."""
 
     streams = False
+    weight_form = "int4"
 
-    def __init__(self, budget, least=40, each=10):
+    def __init__(self, budget, least=40, each=10, streamed=0):
         self.budget_bytes = budget.device_bytes
+        self.streamed = streamed
         self.least, self.each = least, each
         self.reserved: dict[str, SequenceSize] = {}
         self.residency = None
@@ -47,7 +53,7 @@ class FakeStage:
         if needed > self.budget_bytes:
             raise BudgetError("it", self.budget_bytes, needed)
         self.reserved[session] = size
-        self.residency = FakeResidency(needed)
+        self.residency = FakeResidency(needed, self.least, self.streamed)
 
     def release(self, session):
         self.reserved.pop(session, None)
@@ -94,9 +100,9 @@ class Opening:
         return self.opened[-1]
 
 
-def running(scenario):
+def running(scenario, *note_run):
     async def run():
-        host = Host(torch.device("cpu"), StageBudget(BUDGET))
+        host = Host(torch.device("cpu"), StageBudget(BUDGET), *note_run)
         try:
             await scenario(host)
         finally:
@@ -244,3 +250,20 @@ def test_files_are_held_as_long_as_the_stage_lives():
         assert held == ["held", "let go", "held"] or held[-1] == "let go"
 
     running(scenario)
+
+
+@pytest.mark.parametrize(("streamed", "told"), [(0, [("0" * 64, "int4", 0.5 / 40)]), (7, [])], ids=["in memory", "streaming"])
+def test_what_tokens_took_is_noted_when_a_route_leaves(streamed, told):
+    noted = []
+
+    async def scenario(host):
+        live = await host.open(key(0), "model", Opening(streamed=streamed))
+        host.enter(live, "route")
+        await host.leave(live, "route")
+        assert noted == []  # nothing ran
+        live.runner._recent.extend([0.25, 0.5, 2.0])
+        host.enter(live, "next")
+        await host.leave(live, "next")
+        assert noted == told
+
+    running(scenario, lambda *run: noted.append(run))

@@ -101,3 +101,10 @@ def test_several_may_write_at_a_time(path: Path) -> None:
     for thread in threads:
         thread.join()
     assert len(_load(path).runs) == 4
+
+
+def test_models_are_known_by_the_form_in_which_they_ran_last(cache: ProfileCache) -> None:
+    assert cache.slowdowns(PROFILE) == {}
+    cache.note_run("model", "int4", 1e-10)
+    cache.note_run("unmeasured", "float64", 1e-10)
+    assert cache.slowdowns(PROFILE) == pytest.approx({"model": 2})

@@ -18,6 +18,7 @@ from tests.benchmarks.peers.cache import all_files
 
 MOST_OFF = 0.25
 NUM_NEW = 33
+ALL = HostSetting()
 UNEQUAL = (HostSetting(2_000_000_000, "1GB"), HostSetting(1_500_000_000, "700MB"), HostSetting(1_000_000_000, "300MB"))
 
 
@@ -28,7 +29,7 @@ class Case:
     name: str
     workers: tuple[HostSetting, ...]
     options: tuple[str, ...]
-    coordinator: HostSetting = HostSetting()  # noqa: RUF009 - frozen
+    coordinator: HostSetting = ALL
 
 
 @dataclass(frozen=True, slots=True)

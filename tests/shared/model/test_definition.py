@@ -108,3 +108,7 @@ def test_models_that_are_built_at_once_do_not_take_each_others_dtype(tiny):
     for definition, dtype in zip(definitions, dtypes, strict=True):
         assert {parameter.dtype for parameter in definition.model.parameters()} == {dtype}
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_weights_have_the_form_they_are_multiplied_in(tiny):
+    assert define_model(tiny("llama"), torch.bfloat16).weight_form == "bfloat16"
