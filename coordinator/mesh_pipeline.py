@@ -58,6 +58,11 @@ class MeshPipeline(Line):
         self._waiting = waiting
         self._sweeps = itertools.count()
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether a worker went away."""
+        return self.route.is_broken
+
     def _reserve(self, session: SessionId, size: SequenceSize) -> None:
         try:
             if self._own is not None:

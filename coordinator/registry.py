@@ -37,9 +37,10 @@ class Peer:
 
     def address_for(self, others: Sequence["Peer"]) -> str:
         """Where `others` reach it: as this machine does, unless that is a way that only this machine has."""
-        if not is_loopback(self.client.address) or all(is_loopback(other.client.address) for other in others):
-            return self.client.address
-        reachable = [address for address in self.described.addresses if not is_loopback(address)]
+        here = self.client.address
+        if "%" not in here and (not is_loopback(here) or all(is_loopback(other.client.address) for other in others)):
+            return here
+        reachable = [address for address in self.described.addresses if not is_loopback(address) and "%" not in address]
         return reachable[0] if reachable else self.client.address
 
 
@@ -135,8 +136,19 @@ class Registry:
         return address in self._known and self._known[address].link is not None
 
     async def _ask(self, addresses: Sequence[str]) -> Peer | MeshError:
-        """Return the worker at whichever of `addresses` answers first, or what was wrong at the last of them."""
-        problem = MeshError("a worker announces itself and has no address.")
+        """Return the worker at whichever of `addresses` answers first, or what was wrong at the last of them.
+
+        Addresses that hold on one link of this machine only are tried last: other workers cannot use them.
+        """
+        answer: Peer | MeshError = MeshError("a worker announces itself and has no address.")
+        for on_one_link in (False, True):
+            tried = [address for address in addresses if ("%" in address) is on_one_link]
+            if tried and isinstance(answer, MeshError):
+                answer = await self._first_of(tried)
+        return answer
+
+    async def _first_of(self, addresses: Sequence[str]) -> Peer | MeshError:
+        problem = MeshError("nobody answers there.")
         tries = [asyncio.create_task(self._try(address)) for address in addresses]
         try:
             for answer in asyncio.as_completed(tries):

@@ -35,6 +35,8 @@ class Berths:
         self._taken.pop(session, None)
 
     def _pays(self, size: SequenceSize) -> bool:
+        if not self._local.has_part:
+            return True
         now, then = self._local.stage.residency, self._local.layout(*self._taken.values(), size)
         if now is None or then.working_bytes <= now.working_bytes:  # the room is there already
             return True

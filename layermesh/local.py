@@ -71,6 +71,7 @@ class LocalModel:
         self.on_wait: Callable[[], None] = lambda: None  # called now and then while other machines compute
         self.on_progress: Callable[[str, str, int, int], None] = lambda *_: None  # who does what, and how far it is in bytes
         self.remote_stages: tuple[StagePlan, ...] = ()
+        self.has_part = True  # of the layers or the head, where a route goes through workers
         self.predicted: Prediction | None = None  # for a route
         self.definition, self.table = define(self.checkpoint, self.dtype, fast_path=self.fast_path)
         self.budget = self._stage_budget()
@@ -108,7 +109,7 @@ class LocalModel:
         """Run all layers here from now on."""
         self.run_part(LayerSpan(0, self.definition.num_layers))
         self.line = Pipeline([self.stage])
-        self.remote_stages, self.predicted = (), None
+        self.remote_stages, self.predicted, self.has_part = (), None, True
 
     def run_part(self, span: LayerSpan) -> None:
         """Have a stage of `span` here, in place of the one there is."""
@@ -139,7 +140,7 @@ class LocalModel:
 
     def chunk_alone(self, num_tokens: int, num_prompt: int) -> int:
         """Return what `reserve` would with nobody else aboard, and reserve nothing. Raises BudgetError."""
-        return self._fit(num_tokens, num_prompt, self.layout)
+        return self._fit(num_tokens, num_prompt, self.layout if self.has_part else lambda _: None)
 
     def layout(self, *sizes: SequenceSize) -> Residency:
         """Return what would stay and what would stream with sessions of these sizes aboard. Raises BudgetError."""
@@ -147,21 +148,20 @@ class LocalModel:
 
     def plan(self, *, measured: bool) -> Plan:
         """Return what stays in memory and what streams; `measured` also times a block, to predict the speed."""
-        if self.stage.residency is None:
-            self.reserve_for_plan()
-        assert self.stage.residency is not None
-        prediction = self.predicted
-        if measured and prediction is None:
-            prediction = predict([self.stage.residency], measure_profile(self.stage))
         stages = (*self.remote_stages, *self._own_stages())
+        prediction = self.predicted
+        if measured and prediction is None and self.stage.residency is not None:
+            prediction = predict([self.stage.residency], measure_profile(self.stage))
         if prediction is None:
             return Plan(stages)
         return Plan(stages, prediction.seconds_per_token, prediction.bottleneck)
 
     def _own_stages(self) -> tuple[StagePlan, ...]:
-        """The part that runs here, unless the last worker of a route has the end of the model."""
-        if self.remote_stages and self.remote_stages[-1].end == self.definition.num_layers and self.stage.span.start == 0:
+        """The part that runs here, if there is one."""
+        if not self.has_part:
             return ()
+        if self.stage.residency is None:
+            self.reserve_for_plan()
         assert self.stage.residency is not None
         return (StagePlan.of(WORKER_NAME, self.stage.span, self.stage.residency),)
 

@@ -228,7 +228,8 @@ class LayerMesh:
     def _get_ready(self) -> None:
         """Look which machines there are now, unless answers are under way on those that there were."""
         self._check_open()
-        if self.workers is not None and not self.local.line.sessions:
+        line = self.local.line
+        if self.workers is not None and (line.is_broken or not line.sessions):
             self.workers.engage()
 
     def _check_open(self) -> None:

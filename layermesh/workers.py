@@ -124,8 +124,9 @@ class Workers:
         hops = [RemoteHop(one.peer.client, one.key, one.peer.address_for(peers)) for one in chosen]
         route = RemoteRoute(self._registry.loop, hops)
         self._local.line = MeshPipeline(route, None if own is None else self._local.stage, lambda: self._local.on_wait())
+        self._local.has_part = own is not None
         self._local.remote_stages = tuple(_stage_plan(one, each) for one, each in zip(chosen, ready, strict=True))
-        self._local.predicted = _predicted(found.plan, chosen, ready)
+        self._local.predicted = Prediction(found.plan.seconds_per_token, found.plan.bottleneck)
         self._present = present
 
     def _run_alone(self) -> None:
@@ -139,7 +140,7 @@ class Workers:
         self._present = []
 
     def _is_broken(self) -> bool:
-        return not isinstance(self._local.line, MeshPipeline) or self._local.line.route.is_broken
+        return not isinstance(self._local.line, MeshPipeline) or self._local.line.is_broken
 
     def _prepare(self, chosen: Sequence[_Chosen]) -> list[pb.PrepareReady]:
         """Have all workers make their spans ready at the same time."""
@@ -177,17 +178,6 @@ class Workers:
 def _stage_plan(one: _Chosen, ready: pb.PrepareReady) -> StagePlan:
     span = one.key.span
     return StagePlan(one.peer.name, span.start, span.end, ready.resident_bytes, ready.streamed_bytes)
-
-
-def _predicted(plan: MeshPlan, chosen: Sequence[_Chosen], ready: Sequence[pb.PrepareReady]) -> Prediction:
-    """What the workers measured with their parts, where no run has shown better, and what is planned of everything else."""
-    tried = {
-        one.peer.name: each.seconds_per_token
-        for one, each in zip(chosen, ready, strict=True)
-        if one.key.fingerprint not in one.peer.described.slowdown and each.seconds_per_token
-    }
-    stages = sum(tried.get(stage.machine, stage.seconds) for stage in plan.stages)
-    return Prediction(stages + plan.network_seconds, plan.bottleneck)
 
 
 def _sentence(found: Found) -> str:

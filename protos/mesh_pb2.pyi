@@ -213,16 +213,14 @@ class PrepareProgress(_message.Message):
     def __init__(self, done_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., doing: _Optional[str] = ...) -> None: ...
 
 class PrepareReady(_message.Message):
-    __slots__ = ("fetched_bytes", "resident_bytes", "streamed_bytes", "seconds_per_token")
+    __slots__ = ("fetched_bytes", "resident_bytes", "streamed_bytes")
     FETCHED_BYTES_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     STREAMED_BYTES_FIELD_NUMBER: _ClassVar[int]
-    SECONDS_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     fetched_bytes: int
     resident_bytes: int
     streamed_bytes: int
-    seconds_per_token: float
-    def __init__(self, fetched_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., streamed_bytes: _Optional[int] = ..., seconds_per_token: _Optional[float] = ...) -> None: ...
+    def __init__(self, fetched_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., streamed_bytes: _Optional[int] = ...) -> None: ...
 
 class Problem(_message.Message):
     __slots__ = ("kind", "message", "budget_bytes", "needed_bytes", "busy")

@@ -131,7 +131,7 @@ class Host:
         live.sessions.pop(session, None)
         live.used = time.monotonic()
         with suppress(BusyError):
-            await self._call(live, lambda stage: stage.release(session))
+            await to_its_end(self._call(live, lambda stage: stage.release(session)))
 
     def enter(self, live: LiveStage, route: str) -> None:
         """Note that `route` uses a stage."""

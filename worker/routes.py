@@ -30,12 +30,16 @@ class HopHere:
 
 @dataclass(slots=True)
 class RouteHere:
-    """A route of which this worker is a part: its hops, in order, and who is told what becomes of its frames."""
+    """A route of which this worker is a part: its hops, in order, and who is told what becomes of its frames.
+
+    A route that comes by here several times has a stream for each of these hops, and ends with the last of them.
+    """
 
     id: str
     epoch: int
     hops: Sequence[HopHere]
     reply: Reply
+    entered: set[int] = field(default_factory=set)  # the hops that have a stream
     waiting: dict[tuple[int, int], list[Envelope]] = field(default_factory=dict)  # by hop and sweep
 
 
@@ -53,19 +57,23 @@ class Routes:
         """Take note of a route; raises MeshError where it makes no sense or its stage is not ready."""
         if not 0 < len(route.hops) <= MAX_HOPS or route.hop >= len(route.hops) or not 0 < len(route.id) <= MAX_NAME:
             raise MeshError(f"a route of {len(route.hops)} hops makes no sense.")
-        known = self._routes.get(route.id)
-        if known is not None and known.epoch >= route.epoch:
-            raise MeshError(f"route {route.id} has had epoch {route.epoch} already.")
         hops = [HopHere(hop.worker[:MAX_NAME], hop.address, StageKey.parse(hop.key)) for hop in route.hops]
         here = RouteHere(route.id, route.epoch, hops, reply)
+        known = self._routes.get(route.id)
+        if known is not None and known.epoch >= route.epoch:
+            if (known.epoch, known.hops) != (here.epoch, hops) or route.hop in known.entered:
+                raise MeshError(f"route {route.id} has had epoch {route.epoch} already.")
+            here = known
         live = self._host.get(hops[route.hop].key)
         self._host.enter(live, route.id)
         self._routes[route.id] = here
+        here.entered.add(route.hop)
         return here
 
-    async def leave(self, here: RouteHere) -> None:
-        """Forget a route and the sessions that came on it."""
-        if self._routes.get(here.id) is here:
+    async def leave(self, here: RouteHere, hop: int) -> None:
+        """Note that the stream of a hop has ended; with the last one the route is forgotten, and its sessions are."""
+        here.entered.discard(hop)
+        if not here.entered and self._routes.get(here.id) is here:
             del self._routes[here.id]
             for live in self._host.stages:
                 if here.id in live.routes:

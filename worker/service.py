@@ -21,6 +21,7 @@ from layermesh.shared.profile_wire import profile_to_proto
 from layermesh.shared.protocol import PROTOCOL_VERSION
 from layermesh.shared.stage_key import StageKey
 from layermesh.shared.wire import MAX_NAME, MAX_TOKENS, FrameAssembler
+from layermesh.worker.finishing import to_its_end
 from layermesh.worker.host import Host, LiveStage
 from layermesh.worker.preparing import Preparer
 from layermesh.worker.routes import RouteHere, Routes
@@ -112,15 +113,15 @@ class WorkerService(WorkerServiceServicer):
     ) -> AsyncIterator[pb.ForwardResponse]:
         """Carry frames for as long as the stream lasts; its routes end with it."""
         responses: asyncio.Queue[pb.ForwardResponse | None] = asyncio.Queue()
-        routes: list[RouteHere] = []
+        routes: list[tuple[RouteHere, int]] = []
         task = asyncio.create_task(self._receive(request_iterator, responses, routes))
         try:
             while (response := await responses.get()) is not None:
                 yield response
         finally:
             task.cancel()
-            for here in routes:
-                await self._routes.leave(here)
+            for here, hop in routes:
+                await to_its_end(self._routes.leave(here, hop))  # gRPC may cancel a call more than once
 
     async def Reserve(self, request: pb.ReserveRequest, context: Context) -> pb.ReserveResponse:
         """Make room for a session."""
@@ -187,13 +188,14 @@ class WorkerService(WorkerServiceServicer):
         self,
         requests: AsyncIterator[pb.ForwardRequest],
         responses: "asyncio.Queue[pb.ForwardResponse | None]",
-        routes: list[RouteHere],
+        routes: list[tuple[RouteHere, int]],
     ) -> None:
         assembler = FrameAssembler()
         try:
             async for request in requests:
                 if request.WhichOneof("kind") == "route":
-                    routes.append(self._routes.enter(request.route, responses.put_nowait))
+                    here = self._routes.enter(request.route, responses.put_nowait)
+                    routes.append((here, request.route.hop))
                     responses.put_nowait(pb.ForwardResponse(accepted=pb.RouteAccepted()))
                 elif (envelope := assembler.add(request.frame)) is not None:
                     self._routes.run(envelope)
@@ -240,7 +242,6 @@ def _ready(live: LiveStage, fetched_bytes: int) -> pb.PrepareReady:
         fetched_bytes=fetched_bytes,
         resident_bytes=live.residency.resident_bytes,
         streamed_bytes=live.residency.streamed_bytes,
-        seconds_per_token=live.runner.seconds_per_token or live.seconds_per_token,
     )
 
 
@@ -250,7 +251,7 @@ def _running(live: LiveStage) -> pb.RunningSpan:
         num_sessions=len(live.sessions),
         resident_bytes=live.residency.resident_bytes,
         streamed_bytes=live.residency.streamed_bytes,
-        seconds_per_token=live.runner.seconds_per_token,
+        seconds_per_token=live.runner.seconds_per_token or live.seconds_per_token,
         total_bytes=live.residency.total_bytes,
         num_routes=len(live.routes),
         model=live.model,

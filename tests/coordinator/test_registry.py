@@ -84,9 +84,10 @@ def peer(address, *addresses):
         ("127.0.0.1:5", ["192.168.1.7:5"], ["127.0.0.1:6"], "127.0.0.1:5"),
         ("127.0.0.1:5", ["127.0.0.1:5", "192.168.1.7:5"], ["127.0.0.1:5", "192.168.1.8:5"], "192.168.1.7:5"),
         ("[::1]:5", ["[fd00::7]:5"], ["192.168.1.8:5"], "[fd00::7]:5"),
+        ("[fe80::7%eth0]:5", ["[fe80::7%wlan0]:5", "192.168.1.7:5"], ["192.168.1.8:5"], "192.168.1.7:5"),
         ("127.0.0.1:5", [], ["192.168.1.8:5"], "127.0.0.1:5"),
     ],
-    ids=["as it was found", "all here", "one elsewhere", "IPv6", "nothing better is known"],
+    ids=["as it was found", "all here", "one elsewhere", "IPv6", "on one link", "nothing better is known"],
 )
 def test_others_reach_a_worker_by_a_way_that_they_have_too(address, told, others, expected):
     assert peer(address, *told).address_for([peer(other) for other in others]) == expected
@@ -102,6 +103,15 @@ def test_workers_are_found_by_name_and_by_announcement_once_each(there):
             ("hall", "10.0.0.3:5"),
         ]
         assert registry.notices == ()
+
+
+def test_an_address_that_holds_on_one_link_is_taken_only_where_there_is_no_other(there):
+    there |= {"[fe80::1%eth0]:5": describe("attic"), "10.0.0.1:5": describe("attic")}
+    announce(Announcement("a", "attic", 1, 5, ("fe80::1%eth0", "10.0.0.1")))
+    with Registry() as registry:
+        assert [peer.client.address for peer in registry.find()] == ["10.0.0.1:5"]
+        there["10.0.0.1:5"] = None
+        assert [peer.client.address for peer in registry.find()] == ["[fe80::1%eth0]:5"]
 
 
 def test_a_named_worker_that_never_answered_is_an_error_and_an_announced_one_a_notice(there):

@@ -11,7 +11,8 @@ import pytest
 from layermesh.shared.errors import CheckpointError, ResourceError
 from layermesh.shared.parts import CHUNK_BYTES
 from layermesh.shared.spans import LayerSpan
-from layermesh.worker import service
+from layermesh.worker import preparing, service
+from layermesh.worker.own_models import find_own
 from layermesh.worker.part_writer import PARTIAL_SUFFIX
 from layermesh.workers import Workers
 from tests.mesh.meshes import answer_alone, ask, machines, open_mesh
@@ -69,11 +70,12 @@ def test_what_is_there_is_not_fetched_again(model, loopback, fetched):
 
 
 def test_a_worker_that_has_the_model_itself_fetches_nothing(model, loopback, fetched, monkeypatch):
-    monkeypatch.undo()
+    monkeypatch.setattr(preparing, "find_own", find_own)
     workers = loopback.add(2)
     with open_mesh(model, workers) as mesh:
         assert ask(mesh).token_ids == answer_alone(model)
     assert [worker.store.models() for worker in workers] == [[], []]
+    assert fetched == [[0, 0]]
 
 
 def test_workers_fetch_from_each_other(model, loopback, fetched, monkeypatch):

@@ -1,4 +1,5 @@
 import asyncio
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -205,6 +206,27 @@ def test_a_session_of_a_stage_that_is_closed_is_forgotten_already():
         await host.close()
         await asyncio.wait_for(host.leave(live, "route"), 10)
         assert not live.sessions
+
+    running(scenario)
+
+
+def test_a_session_is_forgotten_whoever_stops_waiting_for_that():
+    async def scenario(host):
+        opening = Opening()
+        live = await host.open(key(0), "model", opening)
+        host.enter(live, "route")
+        await host.reserve(live, SessionId("s"), "route", SIZE)
+        busy, go_on = threading.Event(), threading.Event()
+        live.runner.call(lambda _: (busy.set(), go_on.wait(10)))
+        await asyncio.to_thread(busy.wait, 10)
+        leaving = asyncio.create_task(host.leave(live, "route"))
+        for _ in range(3):
+            await asyncio.sleep(0)
+            leaving.cancel()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        assert not opening.opened[0].reserved
 
     running(scenario)
 

@@ -15,6 +15,7 @@ from layermesh.shared.quant.native import building, checking, kernel, openmp
 from layermesh.shared.quant.native.building import built_library, find_compiler
 from layermesh.shared.quant.native.checking import computes_correctly
 from layermesh.shared.quant.native.kernel import NativeKernel, load_kernel, native_kernel
+from layermesh.worker import compute_fingerprint
 from tests.shared.quant.test_gguf_quants import random_rows
 from tests.shared.quant.test_quants import FORMS, some_quants
 
@@ -233,6 +234,14 @@ def test_wrong_kernels_are_found_out(native):
 
     assert computes_correctly(native.multiply)
     assert not computes_correctly(wrong)
+
+
+def test_the_compute_fingerprint_tells_with_from_without(monkeypatch):
+    if native_kernel() is None:
+        pytest.skip("it is not to be had here")
+    with_it = compute_fingerprint.compute_fingerprint(torch.device("cpu"))
+    monkeypatch.setattr(compute_fingerprint, "native_kernel", lambda: None)
+    assert compute_fingerprint.compute_fingerprint(torch.device("cpu")) != with_it
 
 
 def test_two_processes_build_at_once(fresh):
