@@ -136,16 +136,16 @@ class Doors:
         if index >= self._span.end:  # the model left out the last layer of the span
             assert forward.output is not None
             raise StageEnd(forward.output)
-        if forward.passes_over(self._layers[index]):
-            assert forward.output is not None
-            return forward.output.returned()
-        forward.pause(self._layers[index])
-        returned = self._run_layer(forward, index, args, kwargs)
-        if self._hands_on or forward.only is not None:
+        if not forward.passes_over(self._layers[index]):
+            forward.pause(self._layers[index])
+            returned = self._run_layer(forward, index, args, kwargs)
+            if not self._hands_on and forward.only is None:
+                return returned
             forward.output = LayerOutput.of(returned)
-            if self._hands_on and index == self._span.end - 1:
-                raise StageEnd(forward.output)
-        return returned
+        assert forward.output is not None
+        if self._hands_on and index == self._span.end - 1:
+            raise StageEnd(forward.output)
+        return forward.output.returned()
 
     def _run_layer(self, forward: Forward, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         block = self._layers[index]

@@ -31,7 +31,7 @@ def multiply(inputs: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, f
     sums are float32, of inputs that our kernel rounds to 16 bits under a scale for each group, and torch's to bfloat16.
     """
     columns = inputs.shape[-1]
-    native = native_kernel() if inputs.is_cpu else None
+    native = native_kernel() if inputs.is_cpu and packed.is_cpu else None  # it would not notice weights that are not there
     is_few = inputs.numel() < columns * (MANY_ROWS_FOR_TORCH if native is None else MANY_ROWS)
     if native is not None and is_few:
         return native.multiply(inputs, packed, scales, form, tile)

@@ -2,11 +2,15 @@ import shutil
 import threading
 
 import pytest
+import torch
 
 from layermesh.shared.errors import CheckpointError
 from layermesh.shared.frames import SessionId
+from layermesh.shared.spans import LayerSpan
+from layermesh.worker import profiling
 from layermesh.worker.profiling import measure_profile
-from tests.running import SIZE, num_descriptors, open_stage, opened
+from layermesh.worker.stage import Stage
+from tests.running import PLENTY, SIZE, num_descriptors, open_model, open_stage, opened
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mixtral", "qwen3_next", "gemma3n_text", "falcon_mamba", "hrm_text"])
@@ -33,6 +37,23 @@ def test_a_stage_answers_as_ever_after_it_was_measured(tiny):
             (logits,) = stage.forward([first_frame("first", [5, 6, 7])])
             scores.append(logits.scores)
     assert (scores[0] == scores[1]).all()
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 1), (0, 4), (2, 4)], ids=["first layer", "all layers", "last layers"])
+def test_stages_without_the_head_are_tried_without_it(tiny, monkeypatch, start, end):
+    def no_head(_):
+        raise AssertionError("its weights are elsewhere")
+
+    monkeypatch.setattr(profiling, "FALLBACK_SECONDS", 1e6)
+    definition, table = open_model(tiny("llama"))
+    monkeypatch.setattr(definition.model.lm_head, "forward", no_head)
+    assert definition.num_layers == 4
+    stage = Stage(definition, table, LayerSpan(start, end), torch.device("cpu"), PLENTY, has_head=False)
+    try:
+        stage.reserve(SessionId("first"), SIZE)
+        assert measure_profile(stage).compute_seconds_per_byte < 1e-3
+    finally:
+        stage.close()
 
 
 def test_a_block_that_cannot_be_read(tiny, tmp_path):

@@ -88,3 +88,9 @@ def test_a_head_in_pieces_is_the_whole_head(kernel):
     expected = torch.nn.functional.linear(hidden, quants.dequantise(), head.bias)
     assert relative_error(head(hidden), expected) < TOLERANCE
     assert torch.equal(head(hidden)[:, 128:], head.project(1, hidden))
+
+
+def test_weights_that_are_not_there_do_no_harm(kernel):
+    layer = QuantLinear(64, 100, FORMS[0], TILE)
+    assert layer.packed.is_meta
+    assert layer(torch.randn(1, 64)).shape == (1, 100)
