@@ -20,9 +20,9 @@ from layermesh.terminal import StatusLine, harmless, note
 from layermesh.worker.card_memory import CardMemory
 from layermesh.worker.host import LiveStage
 from layermesh.worker.identity import worker_id
-from layermesh.worker.machine import free_memory, pick_device, return_memory_promptly
+from layermesh.worker.machine import pick_device, return_memory_promptly
 from layermesh.worker.measuring import profile_machine
-from layermesh.worker.opening import StageBudget
+from layermesh.worker.opening import StageBudget, choose_budget
 from layermesh.worker.profile_cache import ProfileCache
 from layermesh.worker.server import Settings, WorkerServer
 from layermesh.worker.store import Store
@@ -121,13 +121,7 @@ def _name(name: str | None) -> str:
 
 
 def _budget(options: OpeningOptions, device: torch.device) -> StageBudget:
-    host_bytes, device_bytes = host_budget(options), device_budget(options)
-    if device.type == "cpu":
-        given = [number for number in (host_bytes, device_bytes) if number is not None]
-        budget = StageBudget(min(given, default=free_memory(device)))
-    else:
-        beside = host_bytes or free_memory(torch.device("cpu")) // 2
-        budget = StageBudget(device_bytes or free_memory(device), "--device-memory", beside)
+    budget = choose_budget(device, device_budget(options), host_budget(options))
     if budget.device_bytes < LEAST_BUDGET_BYTES:
         raise UsageError(
             f"{format_bytes(budget.device_bytes)} of memory hold no layer of any model. Give it more: {budget.flag} 1GB."

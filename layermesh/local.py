@@ -29,8 +29,8 @@ from layermesh.shared.residency import Residency
 from layermesh.shared.spans import LayerSpan
 from layermesh.shared.stage_key import StageKey
 from layermesh.worker.card_memory import CardMemory
-from layermesh.worker.machine import free_memory, pick_device, pick_dtype, return_memory_promptly
-from layermesh.worker.opening import StageBudget, define, open_stage
+from layermesh.worker.machine import pick_device, pick_dtype, return_memory_promptly
+from layermesh.worker.opening import choose_budget, define, open_stage
 from layermesh.worker.profiling import measure_profile
 from layermesh.worker.stage import Stage
 
@@ -63,6 +63,7 @@ class LocalModel:
             progress=options.get("progress"),
         )
         self.name = resolved.name
+        self.revision = options.get("revision")
         self._notices = resolved.notices
         self.checkpoint = use_pack(resolved, open_checkpoint(resolved.path, unpacked_folder()), options)
         self.planned_tokens: int | None = None  # the length of sequence that a plan makes room for
@@ -74,7 +75,7 @@ class LocalModel:
         self.has_part = True  # of the layers or the head, where a route goes through workers
         self.predicted: Prediction | None = None  # for a route
         self.definition, self.table = define(self.checkpoint, self.dtype, fast_path=self.fast_path)
-        self.budget = self._stage_budget()
+        self.budget = choose_budget(self.device, self.device_budget_bytes, self.host_budget_bytes)
         self.card_memory = None if self.device.type == "cpu" else CardMemory(self.device, self.device_budget_bytes)
         try:
             self.stage = self._open_stage(LayerSpan(0, self.definition.num_layers))
@@ -218,20 +219,6 @@ class LocalModel:
 
     def _open_stage(self, span: LayerSpan) -> Stage:
         return open_stage(self.checkpoint, self.definition, self.table, span, self.device, self.budget)
-
-    def _stage_budget(self) -> StageBudget:
-        """The bytes that a stage may take, and the flag that says so."""
-        by_host = (self.host_budget_bytes, "--host-memory")
-        by_device = (self.device_budget_bytes, "--device-memory")
-        choices = (by_host, by_device) if self.device.type == "cpu" else (by_device,)
-        given = [(budget, flag) for budget, flag in choices if budget is not None]
-        return StageBudget(*min(given, default=(free_memory(self.device), choices[0][1])), self._staging_budget())
-
-    def _staging_budget(self) -> int | None:
-        """The bytes of host memory from which a device with memory of its own is fed."""
-        if self.device.type == "cpu":
-            return None
-        return self.host_budget_bytes or free_memory(torch.device("cpu")) // 2  # pinned, so nobody else gets it
 
 
 def _dtype(name: str | None) -> torch.dtype | None:

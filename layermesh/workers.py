@@ -26,8 +26,6 @@ from layermesh.shared.units import format_seconds
 Tell = Callable[[str], None]
 NUM_TRIES = 20  # where another coordinator gets in first with another division
 RETRY_SECONDS = 0.5
-LEAST_SLOWDOWN, MOST_SLOWDOWN = 0.05, 100.0
-LEAN_LAYER_SECONDS, LAYER_SECONDS = 0.25e-3, 1.2e-3  # of Python and small kernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +156,13 @@ class Workers:
             for peer in peers
             if peer is not one.peer and any(model.fingerprint == one.key.fingerprint for model in peer.described.stored)
         ]
-        start = pb.PrepareStart(version=PROTOCOL_VERSION, key=one.key.to_proto(), model=self._local.name, sources=others)
+        start = pb.PrepareStart(
+            version=PROTOCOL_VERSION,
+            key=one.key.to_proto(),
+            model=self._local.name,
+            revision=self._local.revision,
+            sources=others,
+        )
         return await one.peer.client.prepare(start, self._read, lambda progress: self._progress(one.peer, progress))
 
     def _read(self, part: str, offset: int) -> Reading:

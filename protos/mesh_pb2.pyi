@@ -89,13 +89,12 @@ class Profile(_message.Message):
     def __init__(self, device_bytes: _Optional[int] = ..., host_bytes: _Optional[int] = ..., bus_bytes_per_second: _Optional[float] = ..., disk_bytes_per_second: _Optional[float] = ..., weight_bytes_per_second: _Optional[_Mapping[str, float]] = ..., flops_per_second: _Optional[float] = ..., compute_fingerprint: _Optional[str] = ...) -> None: ...
 
 class RunningSpan(_message.Message):
-    __slots__ = ("key", "num_sessions", "resident_bytes", "streamed_bytes", "seconds_per_token", "total_bytes", "num_routes", "model")
+    __slots__ = ("key", "num_sessions", "resident_bytes", "streamed_bytes", "seconds_per_token", "num_routes", "model")
     KEY_FIELD_NUMBER: _ClassVar[int]
     NUM_SESSIONS_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     STREAMED_BYTES_FIELD_NUMBER: _ClassVar[int]
     SECONDS_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
-    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     NUM_ROUTES_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     key: SpanKey
@@ -103,10 +102,9 @@ class RunningSpan(_message.Message):
     resident_bytes: int
     streamed_bytes: int
     seconds_per_token: float
-    total_bytes: int
     num_routes: int
     model: str
-    def __init__(self, key: _Optional[_Union[SpanKey, _Mapping]] = ..., num_sessions: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., streamed_bytes: _Optional[int] = ..., seconds_per_token: _Optional[float] = ..., total_bytes: _Optional[int] = ..., num_routes: _Optional[int] = ..., model: _Optional[str] = ...) -> None: ...
+    def __init__(self, key: _Optional[_Union[SpanKey, _Mapping]] = ..., num_sessions: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., streamed_bytes: _Optional[int] = ..., seconds_per_token: _Optional[float] = ..., num_routes: _Optional[int] = ..., model: _Optional[str] = ...) -> None: ...
 
 class StoredModel(_message.Message):
     __slots__ = ("fingerprint", "name", "num_bytes", "parts")

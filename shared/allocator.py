@@ -17,7 +17,7 @@ def keeping_memory() -> Iterator[None]:
     """Keep up to 32 MiB of what is freed meanwhile; afterwards all of it goes back, as it did before.
 
     Messages of a mebibyte are copied several times on their way. When each copy is memory that the system has to give out and
-    to take back, that takes two thirds of the time. It holds for the whole process: whoever leaves first ends it for all, which
+    to take back, that takes most of the time. It holds for the whole process: whoever leaves first ends it for all, which
     costs the others only time. Where the C library is another than glibc this does nothing.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None

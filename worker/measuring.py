@@ -11,7 +11,7 @@ import torch
 from layermesh.shared.machine_profile import MachineProfile
 from layermesh.worker.compute_fingerprint import compute_fingerprint
 from layermesh.worker.disk_rate import measure_disk
-from layermesh.worker.machine import free_memory
+from layermesh.worker.opening import choose_budget
 from layermesh.worker.placement import bus_rate
 from layermesh.worker.profile_cache import ProfileCache
 from layermesh.worker.weight_rates import measure_flops, measure_weight_rates
@@ -46,11 +46,8 @@ def profile_machine(
 
 def budgets(device: torch.device, device_memory: int | None, host_memory: int | None) -> tuple[int, int]:
     """Return the bytes for layers on `device` and for those beside it, 0 where the device is the host."""
-    if device.type == "cpu":
-        given = [budget for budget in (device_memory, host_memory) if budget is not None]
-        return min(given, default=free_memory(device)), 0
-    # Half, as what feeds a card is pinned and nobody else gets it.
-    return device_memory or free_memory(device), host_memory or free_memory(torch.device("cpu")) // 2
+    budget = choose_budget(device, device_memory, host_memory)
+    return budget.device_bytes, budget.host_bytes or 0
 
 
 def measure_rates(device: torch.device, store: Path, budget_bytes: int) -> MachineProfile:

@@ -11,6 +11,7 @@ from layermesh.shared.model.blocks import BlockTable
 from layermesh.shared.model.checking import blaming, check_config
 from layermesh.shared.model.definition import ModelDefinition, define_model
 from layermesh.shared.spans import LayerSpan
+from layermesh.worker.machine import free_memory
 from layermesh.worker.stage import Stage
 
 
@@ -21,6 +22,17 @@ class StageBudget:
     device_bytes: int
     flag: str = "--host-memory"
     host_bytes: int | None = None
+
+
+def choose_budget(device: torch.device, device_bytes: int | None, host_bytes: int | None) -> StageBudget:
+    """Return what a stage on `device` may take of what the user allows; what nobody named is what is free now."""
+    if device.type == "cpu":
+        given = [(host_bytes, "--host-memory"), (device_bytes, "--device-memory")]
+        named = [(budget, flag) for budget, flag in given if budget is not None]
+        return StageBudget(*min(named, default=(free_memory(device), "--host-memory")))
+    if host_bytes is None:
+        host_bytes = free_memory(torch.device("cpu")) // 2  # pinned, so nobody else gets it
+    return StageBudget(free_memory(device) if device_bytes is None else device_bytes, "--device-memory", host_bytes)
 
 
 def define(checkpoint: Checkpoint, dtype: torch.dtype, *, fast_path: bool) -> tuple[ModelDefinition, BlockTable]:

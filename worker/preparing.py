@@ -60,7 +60,7 @@ class Preparer:
     def __init__(self, host: Host, store: Store) -> None:
         self._host = host
         self._store = store
-        self._own: dict[str, Checkpoint | None] = {}
+        self._own: dict[str, Checkpoint] = {}
         self._lock = asyncio.Lock()
 
     async def prepare(self, start: pb.PrepareStart, coordinator: Coordinator) -> Prepared:
@@ -99,9 +99,12 @@ class Preparer:
 
     async def _find_own(self, start: pb.PrepareStart) -> Checkpoint | None:
         fingerprint = start.key.fingerprint
-        if fingerprint not in self._own:
-            self._own[fingerprint] = await asyncio.to_thread(find_own, start.model, start.revision or None, fingerprint)
-        return self._own[fingerprint]
+        found = self._own.get(fingerprint)
+        if found is None:  # it may have been fetched since
+            found = await asyncio.to_thread(find_own, start.model, start.revision or None, fingerprint)
+            if found is not None:
+                self._own[fingerprint] = found
+        return found
 
     async def _stored(self, key: StageKey, coordinator: Coordinator) -> tuple[StoredModel, int]:
         """Return what is stored of the model, and how many bytes it took to learn what model that is."""
@@ -177,8 +180,7 @@ class Preparer:
     ) -> LiveStage:
         def opening(budget: StageBudget) -> Stage:
             definition, table = made or define(checkpoint, _dtype(key), fast_path=key.fast_path)
-            if key.span.end > definition.num_layers or (key.has_head and key.span.end < definition.num_layers):
-                raise MeshError(f"{model} has {definition.num_layers} layers and was to run {key.span} here.")
+            _check_span(key, model, definition.num_layers)
             return open_stage(checkpoint, definition, table, key.span, self._host.device, budget, has_head=key.has_head)
 
         return await self._host.open(key, model, opening, files)
@@ -186,11 +188,14 @@ class Preparer:
 
 def _parts(key: StageKey, stored: StoredModel, definition: ModelDefinition) -> tuple[str, ...]:
     """What a stage of `key` is made of; raises MeshError where the model has no such layers."""
-    num_layers = stored.manifest.num_layers
-    if key.span.end > num_layers or (key.has_head and key.span.end < num_layers):
-        raise MeshError(f"{stored.manifest.name} has {num_layers} layers and was to run {key.span} here.")
+    _check_span(key, stored.manifest.name, stored.manifest.num_layers)
     everywhere = key.span.start == 0 or needs_embeddings_everywhere(definition)
     return stored.manifest.parts_for(key.span, with_head=key.has_head, with_embeddings=everywhere)
+
+
+def _check_span(key: StageKey, model: str, num_layers: int) -> None:
+    if key.span.end > num_layers or (key.has_head and key.span.end < num_layers):
+        raise MeshError(f"{model} has {num_layers} layers and was to run {key.span} here.")
 
 
 async def _receive(

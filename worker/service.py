@@ -252,7 +252,6 @@ def _running(live: LiveStage) -> pb.RunningSpan:
         resident_bytes=live.residency.resident_bytes,
         streamed_bytes=live.residency.streamed_bytes,
         seconds_per_token=live.runner.seconds_per_token or live.seconds_per_token,
-        total_bytes=live.residency.total_bytes,
         num_routes=len(live.routes),
         model=live.model,
     )

@@ -7,7 +7,7 @@ import torch
 
 from layermesh.shared.errors import CheckpointError
 from layermesh.shared.machine_profile import MachineProfile
-from layermesh.worker import disk_rate, measuring
+from layermesh.worker import disk_rate, measuring, opening
 from layermesh.worker.compute_fingerprint import compute_fingerprint, device_name
 from layermesh.worker.disk_rate import FALLBACK_RATE, measure_disk
 from layermesh.worker.files import FileReader
@@ -93,7 +93,7 @@ def test_budgets_are_given_or_what_is_free(
     device: torch.device, device_memory: int | None, host_memory: int | None, expected: tuple[int, int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(measuring, "free_memory", lambda asked: 1000 if asked.type == "cpu" else 400)
+    monkeypatch.setattr(opening, "free_memory", lambda asked: 1000 if asked.type == "cpu" else 400)
     assert budgets(device, device_memory, host_memory) == expected
 
 
