@@ -97,16 +97,12 @@ class WorkerClient:
                         case "progress":
                             progress(response.progress)
                         case "ready" | "failed":
-                            ended = response  # the worker ends the stream behind it
-            await _settle(sending)
+                            await _settle(sending)
+                            ended = response  # the worker ends the stream once we have ended our side
+                            await _end(sending, outgoing)
         finally:
-            if sending is not None:
-                sending.cancel()
-                await asyncio.gather(sending, return_exceptions=True)
+            await _end(sending, outgoing)
             call.cancel()
-            while not outgoing.empty():
-                outgoing.get_nowait()
-            outgoing.put_nowait(None)
         if ended is None:
             raise MeshError(f"worker {self.name} ended the connection while it made its layers ready. Look at its screen.")
         if ended.HasField("failed"):
@@ -179,6 +175,16 @@ async def _send(reading: Reading, part: str, outgoing: "asyncio.Queue[pb.Prepare
     except Exception:
         await outgoing.put(None)  # or the worker would wait for the rest, and we for it
         raise
+
+
+async def _end(sending: "asyncio.Task[None] | None", outgoing: "asyncio.Queue[pb.PrepareRequest | None]") -> None:
+    """Send nothing more."""
+    if sending is not None:
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+    while not outgoing.empty():
+        outgoing.get_nowait()
+    outgoing.put_nowait(None)
 
 
 async def _settle(sending: "asyncio.Task[None] | None") -> None:

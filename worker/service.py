@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from layermesh.worker.routes import RouteHere, Routes
 from layermesh.worker.store import Store, StoredModel
 
 MAX_ECHO_BYTES = 2 << 20
+FAREWELL_SECONDS = 5.0
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 else:
@@ -102,6 +104,7 @@ class WorkerService(WorkerServiceServicer):
         try:
             async for response in caller.responses():
                 yield response
+            await caller.hear_out()
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -231,6 +234,13 @@ class _Caller:
     def end(self, response: pb.PrepareResponse) -> None:
         self._responses.put_nowait(response)
         self._responses.put_nowait(None)
+
+    async def hear_out(self) -> None:
+        """Take what still comes until the caller ends its side: a call that ends in the middle of that fails over there."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_SECONDS):
+                async for _ in self._requests:
+                    pass
 
     async def responses(self) -> AsyncIterator[pb.PrepareResponse]:
         while (response := await self._responses.get()) is not None:
