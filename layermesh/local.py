@@ -19,7 +19,7 @@ from layermesh.shared.checkpoints import Checkpoint, open_checkpoint
 from layermesh.shared.checkpoints.json_files import read_object
 from layermesh.shared.checkpoints.packing import is_packed
 from layermesh.shared.errors import BudgetError
-from layermesh.shared.footprint import SequenceSize
+from layermesh.shared.footprint import SequenceSize, planned_sizes
 from layermesh.shared.frames import SessionId
 from layermesh.shared.library import resolve
 from layermesh.shared.library.home import unpacked_folder
@@ -38,8 +38,6 @@ WORKER_NAME = "local"
 CHUNK_TOKENS = 512  # the most of a prompt that goes through the layers in one call
 SMALLEST_CHUNK = 16
 PLANNING = SessionId("plan")
-PLANNED_TOKENS = 1024  # the length of sequence that a plan makes room for when nobody says which
-LEAST_PLANNED_TOKENS = 128  # what that may shrink to where memory is short
 
 
 class LocalModel:
@@ -204,17 +202,15 @@ class LocalModel:
 
     def reserve_for_plan(self) -> None:
         """Make room for as long a sequence as fits, from what is usual down to a short one."""
-        num_tokens = min(PLANNED_TOKENS, self.definition.context_length or PLANNED_TOKENS)
-        while True:
+        for size in (sizes := planned_sizes(self.definition.context_length)):
             try:
-                self.reserve(PLANNING, num_tokens, num_tokens)
-                self.line.release(PLANNING)
+                self.reserve(PLANNING, size.num_tokens, size.num_tokens)
             except BudgetError:
-                if num_tokens // 2 < LEAST_PLANNED_TOKENS:
+                if size is sizes[-1]:
                     raise
-                num_tokens //= 2
             else:
-                self.planned_tokens = num_tokens
+                self.line.release(PLANNING)
+                self.planned_tokens = size.num_tokens
                 return
 
     def _open_stage(self, span: LayerSpan) -> Stage:

@@ -2,24 +2,21 @@
 
 from layermesh.coordinator.planning.model_cost import LayerCost, ModelCost
 from layermesh.local import LocalModel
-from layermesh.shared.footprint import Footprint, SequenceSize
+from layermesh.shared.footprint import Footprint, planned_sizes
 from layermesh.shared.model.blocks import Block
 from layermesh.shared.model.pieces import split_layer
 from layermesh.shared.spans import LayerSpan
 
-PLANNED_TOKENS = 1024  # of the sequence that there is to be room for
-PLANNED_CHUNK = 512
 LOGIT_BYTES = 4
 
 
 def model_cost(local: LocalModel) -> ModelCost:
     """Return the sizes of `local`, block by block, with caches for a sequence of usual length."""
     definition, table = local.definition, local.table
-    num_tokens = min(PLANNED_TOKENS, definition.context_length or PLANNED_TOKENS)
-    size = SequenceSize(num_tokens, min(PLANNED_CHUNK, num_tokens))
+    size = planned_sizes(definition.context_length)[0]
     one = Footprint.of(definition, LayerSpan(0, 1), table, local.device.type)
     working = one.working_bytes(size)
-    per_layer = one.cache_bytes_per_token * num_tokens // 2 + one.state_bytes  # which is for one more layer than there are
+    per_layer = one.cache_bytes_per_token * size.num_tokens // 2 + one.state_bytes  # which is for one more layer than there are
     hidden = int(getattr(definition.model.config.get_text_config(decoder=True), "hidden_size", 0) or 0)
     return ModelCost(
         layers=tuple(_cost(block, per_layer) for block in table.layers),

@@ -18,6 +18,9 @@ CUDA_WORKSPACE_BYTES = 17 << 20  # cuBLAS's and cuBLASLt's, as `settle_native_li
 CUDA_SPARE_BYTES = 44 << 20  # of the segments of 2 and 20 MiB from which torch's allocator serves small tensors
 CUDA_SEGMENT_BYTES = 2 << 20  # what it rounds large ones up to
 CUDA_LARGE_BYTES = 10 << 20  # from where on they have a segment of their own
+PLANNED_TOKENS = 1024  # the length of sequence that a plan makes room for when nobody says which
+LEAST_PLANNED_TOKENS = 128  # what that may shrink to where memory is short
+PLANNED_CHUNK = 512  # of which as many come in one call
 ACCUMULATION_BYTES = 4  # logits and attention scores are kept in float32
 
 
@@ -31,6 +34,14 @@ class SequenceSize:
     def __post_init__(self) -> None:
         if not 1 <= self.num_new <= self.num_tokens:
             raise ValueError(f"a sequence of {self.num_tokens} tokens cannot take {self.num_new} at once")
+
+
+def planned_sizes(context_length: int | None) -> list[SequenceSize]:
+    """Return the sequences that a plan tries to make room for, down from the usual length."""
+    lengths = [min(PLANNED_TOKENS, context_length or PLANNED_TOKENS)]
+    while lengths[-1] // 2 >= LEAST_PLANNED_TOKENS:
+        lengths.append(lengths[-1] // 2)
+    return [SequenceSize(length, min(PLANNED_CHUNK, length)) for length in lengths]
 
 
 @dataclass(frozen=True, slots=True)

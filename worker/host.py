@@ -9,8 +9,8 @@ from typing import TypeVar
 
 import torch
 
-from layermesh.shared.errors import BudgetError, BusyError, MeshError, ResourceError
-from layermesh.shared.footprint import SequenceSize
+from layermesh.shared.errors import BudgetError, BusyError, MeshError
+from layermesh.shared.footprint import SequenceSize, planned_sizes
 from layermesh.shared.frames import SessionId
 from layermesh.shared.prediction import predict
 from layermesh.shared.residency import Residency
@@ -29,7 +29,6 @@ NoteRun = Callable[[str, str, float], None]
 GRACE_SECONDS = 10.0  # between a stage's getting ready and the route that uses it
 IDLE_SECONDS = 300.0  # after which memory goes back to the rest of the machine
 PLANNING = SessionId("plan")
-PLANNED_TOKENS = (1024, 512, 256, 128)  # lengths of sequence to make room for, as far as memory goes
 
 
 @dataclass(slots=True)
@@ -203,16 +202,16 @@ def _open(key: StageKey, model: str, open_stage: OpenStage, budget: StageBudget)
 
 def _reserve_for_plan(stage: Stage) -> Residency:
     """Make room for as long a sequence as memory has room for, of those that are usual."""
-    for num_tokens in PLANNED_TOKENS:
+    for size in (sizes := planned_sizes(None)):
         try:
-            residency = _reserve(stage, PLANNING, SequenceSize(num_tokens, num_tokens // 2))
+            residency = _reserve(stage, PLANNING, size)
         except BudgetError:
-            if num_tokens == PLANNED_TOKENS[-1]:
+            if size is sizes[-1]:
                 raise
         else:
-            stage.release(PLANNING)
-            return residency
-    raise ResourceError("there is no room for any sequence.")
+            break
+    stage.release(PLANNING)
+    return residency
 
 
 def _reserve(stage: Stage, session: SessionId, size: SequenceSize) -> Residency:

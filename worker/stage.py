@@ -71,7 +71,7 @@ class Stage:
         self._budget_bytes = budget_bytes
         self._budget_flag = budget_flag
         self._host_budget_bytes = host_budget_bytes
-        self._blocks = stage_blocks(table, span, has_head=self.has_head)
+        self._blocks = table.blocks_of(span, has_head=self.has_head)
         self._rest = table.rest
         self._footprint = Footprint.of(definition, span, table, device.type)
         self._binder = Binder(definition.model)
@@ -244,14 +244,14 @@ class Stage:
                 RowLookup(module, stored, self._loader, self.device)
             else:
                 leave_blank(module, self.device)
-        if self.device.type != "cpu":
+        if self.device.type == "cpu":
+            Turns(self._definition)
+        else:
             for module in self._definition.model.modules():
                 computed = {name: buffer for name, buffer in module._buffers.items() if buffer is not None}
                 module._buffers.update(  # those of the blocks come with them
                     {name: buffer.to(self.device) for name, buffer in computed.items() if not buffer.is_meta}
                 )
-        if self.device.type == "cpu":
-            Turns(self._definition)
         self._doors = Doors(self._definition, self.span, self.host_layers, has_head=self.has_head)
 
     def check(self, frame: Frame) -> None:
@@ -309,9 +309,3 @@ class Stage:
         held = self.residency.resident_bytes + self.residency.num_slots * self.residency.slot_bytes
         caches = sum(session.cache_bytes for session in self._sessions.values())
         self._peak_bytes = max(self._peak_bytes, self._rest.loaded_bytes + held + caches)
-
-
-def stage_blocks(table: BlockTable, span: LayerSpan, *, has_head: bool) -> tuple[Block, ...]:
-    """Return the blocks that a stage of `span` streams: its layers, and the head if it has that."""
-    layers = table.layers[span.start : span.end]
-    return (*layers, *table.heads) if has_head else layers

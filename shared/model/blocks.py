@@ -8,6 +8,7 @@ import torch
 
 from layermesh.shared.checkpoints.tensors import StoredTensor, stored_rows
 from layermesh.shared.model.recipes import Conversion, Copy, Recipe
+from layermesh.shared.spans import LayerSpan
 
 NUM_READERS = 8  # that load a block
 READ_BYTES = 4 << 20  # one read; several in flight keep a solid-state disk busy
@@ -120,6 +121,11 @@ class BlockTable:
     def heads(self) -> tuple[Block, ...]:
         """The blocks behind the layers: the head, its pieces, or nothing where it is part of `rest`."""
         return (*((self.head,) if self.head.tensors else ()), *self.pieces)
+
+    def blocks_of(self, span: LayerSpan, *, has_head: bool) -> tuple[Block, ...]:
+        """Return the blocks that a stage of `span` streams: its layers, and the head if it has that."""
+        layers = self.layers[span.start : span.end]
+        return (*layers, *self.heads) if has_head else layers
 
     @property
     def stream(self) -> tuple[Block, ...]:
