@@ -202,14 +202,13 @@ def _open(key: StageKey, model: str, open_stage: OpenStage, budget: StageBudget)
 
 def _reserve_for_plan(stage: Stage) -> Residency:
     """Make room for as long a sequence as memory has room for, of those that are usual."""
-    for size in (sizes := planned_sizes(None)):
-        try:
+    *longer, shortest = planned_sizes(None)
+    for size in longer:
+        with suppress(BudgetError):
             residency = _reserve(stage, PLANNING, size)
-        except BudgetError:
-            if size is sizes[-1]:
-                raise
-        else:
-            break
+            stage.release(PLANNING)
+            return residency
+    residency = _reserve(stage, PLANNING, shortest)
     stage.release(PLANNING)
     return residency
 
