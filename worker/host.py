@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
@@ -16,6 +16,7 @@ from layermesh.shared.prediction import predict
 from layermesh.shared.residency import Residency
 from layermesh.shared.stage_key import StageKey
 from layermesh.worker.finishing import to_its_end
+from layermesh.worker.kept import Allowance, kept_bytes
 from layermesh.worker.measuring_turn import at_work, measuring_turn
 from layermesh.worker.opening import StageBudget
 from layermesh.worker.profiling import measure_profile
@@ -72,7 +73,9 @@ class Host:
     def __init__(self, device: torch.device, budget: StageBudget, note_run: NoteRun = lambda *_: None) -> None:
         self.device = device
         self._note_run = note_run
-        self._budget = budget
+        kept = kept_bytes(budget.device_bytes if device.type == "cpu" else budget.host_bytes or 0)
+        self._allowance = Allowance(kept)
+        self._budget = replace(budget, device_bytes=budget.device_bytes - kept) if device.type == "cpu" else budget
         self._stages: dict[StageKey, LiveStage] = {}
         self._lock = asyncio.Lock()
 
@@ -105,11 +108,20 @@ class Host:
             live.used, live.is_awaited = time.monotonic(), True
             return live
 
-    async def reserve(self, live: LiveStage, session: SessionId, route: str, size: SequenceSize) -> Residency:
-        """Make room for a session that came on `route`. Raises BudgetError, and MeshError for a route that is not here."""
+    async def reserve(
+        self, live: LiveStage, session: SessionId, route: str, size: SequenceSize, num_steps: int = 0
+    ) -> tuple[Residency, bool]:
+        """Make room for a session that came on `route`, and return whether it goes on after `num_steps` that it had here.
+
+        Otherwise it begins anew. Raises BudgetError, and MeshError for a route that is not here.
+        """
         async with self._lock:  # nobody else may take what is free meanwhile
             if route not in live.routes:
                 raise MeshError("a session comes on a route, and this one does not lead here, or not any more.")
+            if live.sessions.get(session) == route:
+                if num_steps and await asyncio.wrap_future(live.runner.num_steps(session)) >= num_steps:
+                    return live.residency, True
+                await self.release(live, session)
             live.sessions[session] = route
             budget_bytes = self._free_bytes() + live.residency.total_bytes
 
@@ -119,10 +131,10 @@ class Host:
                 return live.residency
 
             try:
-                return await self._call(live, job)
+                return await self._call(live, job), False
             except BaseException:
                 live.sessions.pop(session, None)
-                live.runner.call(lambda stage: stage.release(session))  # it may have come to it all the same
+                live.runner.release(session)  # it may have come to it all the same
                 raise
 
     async def release(self, live: LiveStage, session: SessionId) -> None:
@@ -130,7 +142,7 @@ class Host:
         live.sessions.pop(session, None)
         live.used = time.monotonic()
         with suppress(BusyError):
-            await to_its_end(self._call(live, lambda stage: stage.release(session)))
+            await to_its_end(asyncio.wrap_future(live.runner.release(session)))
 
     def enter(self, live: LiveStage, route: str) -> None:
         """Note that `route` uses a stage."""
@@ -167,7 +179,7 @@ class Host:
         budget = StageBudget(self._free_bytes(), self._budget.flag, self._budget.host_bytes)
         with ExitStack() as held:
             held.enter_context(files)
-            live = await asyncio.to_thread(_open, key, model, open_stage, budget)
+            live = await asyncio.to_thread(_open, key, model, open_stage, budget, self._allowance)
             live.files = held.pop_all()
         self._stages[key] = live
         return live
@@ -185,7 +197,7 @@ class Host:
         return self._budget.device_bytes - sum(live.residency.total_bytes for live in self.stages)
 
 
-def _open(key: StageKey, model: str, open_stage: OpenStage, budget: StageBudget) -> LiveStage:
+def _open(key: StageKey, model: str, open_stage: OpenStage, budget: StageBudget, allowance: Allowance) -> LiveStage:
     with at_work():
         stage = open_stage(budget)
     try:
@@ -195,7 +207,7 @@ def _open(key: StageKey, model: str, open_stage: OpenStage, budget: StageBudget)
     except BaseException:
         stage.close()
         raise
-    runner = StageRunner(stage, str(key.span))
+    runner = StageRunner(stage, str(key.span), allowance)
     seconds_per_token = prediction.seconds_per_token
     return LiveStage(key, model, runner, residency, seconds_per_token, time.monotonic(), weight_form=stage.weight_form)
 

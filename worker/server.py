@@ -33,14 +33,14 @@ from layermesh.worker.store import Store
 
 ANY_HOST = "::"  # with IPv4
 IDLE_CHECK_SECONDS = 10.0
-DRAIN_SECONDS = 4.0  # in which answers under way may end
+DRAIN_SECONDS = 4.0  # in which others can take over what runs here
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What a worker is told by its user; a `port` of None is the usual one, or any that is free.
 
-    Answers under way have `drain_seconds` to end in when it stops.
+    When it stops, coordinators have `drain_seconds` to go on without it.
     """
 
     worker_id: str
@@ -97,7 +97,8 @@ class WorkerServer:
         await health.set("", health_pb2.HealthCheckResponse.SERVING)
         self.port = _bind(server, settings.host, settings.port)
         await server.start()
-        self._open.push_async_callback(server.stop, settings.drain_seconds)
+        self._open.push_async_callback(server.stop, 0)
+        self._open.push_async_callback(routes.say_goodbye, settings.drain_seconds)
         tidying = asyncio.create_task(self._tidy())
         self._open.callback(tidying.cancel)
         if settings.announce:

@@ -1,0 +1,34 @@
+"""Noticing within seconds that somebody is not there any more, however quiet the line is otherwise."""
+
+import asyncio
+import time
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
+BEAT_SECONDS: Final = 0.5  # from one answer to the next question
+SILENCE_SECONDS: Final = 2.2  # after which nobody is there
+LATE_SECONDS: Final = 0.5  # by which this process itself may be late: then it is not the other one's fault
+
+
+async def until_silent(channel: grpc.aio.Channel) -> str:
+    """Ask whoever is behind `channel` how they are until they do not answer, and return why that may be.
+
+    Silence counts only while this process is awake: one that was stopped or starved itself asks again first.
+    """
+    stub: Any = HealthStub(channel)
+    while True:
+        began = time.monotonic()
+        try:
+            await stub.Check(health_pb2.HealthCheckRequest(), timeout=SILENCE_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            slept = time.monotonic() - began > SILENCE_SECONDS + LATE_SECONDS
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not slept:
+                return f"it has not been heard of for {SILENCE_SECONDS:.0f} s"
+            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                return " ".join((error.details() or error.code().name).split())[:200]
+        else:
+            await asyncio.sleep(BEAT_SECONDS)
