@@ -229,7 +229,7 @@ class LayerMesh:
         """Look which machines there are now, unless answers are under way on those that there were."""
         self._check_open()
         line = self.local.line
-        if self.workers is not None and (line.is_broken or not line.sessions):
+        if self.workers is not None and not line.sessions:
             self.workers.engage()
 
     def _check_open(self) -> None:

@@ -24,6 +24,7 @@ class Reply:
         self._local = local
         self._request = request
         self._meter = Meter(local, began)
+        self._num_failovers = len(local.line.failovers)  # before this answer
 
     def take(self, token_id: int) -> Token:
         """Return a token that was just made, with the text that is certain now; a stop string ends the answer."""
@@ -50,4 +51,5 @@ class Reply:
             memory=self._meter.memory(),
             stream=self._meter.stream(self.answering.num_sweeps),
             timings=self._meter.timings(),
+            failovers=tuple(self._local.line.failovers[self._num_failovers :]),
         )

@@ -33,7 +33,7 @@ class DescribeRequest(_message.Message):
     def __init__(self, version: _Optional[int] = ...) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("version", "worker_id", "name", "software", "device", "profile", "running", "stored", "addresses", "slowdown")
+    __slots__ = ("version", "worker_id", "name", "software", "device", "profile", "running", "stored", "addresses", "slowdown", "leaving")
     class SlowdownEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +51,7 @@ class DescribeResponse(_message.Message):
     STORED_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     SLOWDOWN_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
     version: int
     worker_id: str
     name: str
@@ -61,7 +62,8 @@ class DescribeResponse(_message.Message):
     stored: _containers.RepeatedCompositeFieldContainer[StoredModel]
     addresses: _containers.RepeatedScalarFieldContainer[str]
     slowdown: _containers.ScalarMap[str, float]
-    def __init__(self, version: _Optional[int] = ..., worker_id: _Optional[str] = ..., name: _Optional[str] = ..., software: _Optional[str] = ..., device: _Optional[str] = ..., profile: _Optional[_Union[Profile, _Mapping]] = ..., running: _Optional[_Iterable[_Union[RunningSpan, _Mapping]]] = ..., stored: _Optional[_Iterable[_Union[StoredModel, _Mapping]]] = ..., addresses: _Optional[_Iterable[str]] = ..., slowdown: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    leaving: bool
+    def __init__(self, version: _Optional[int] = ..., worker_id: _Optional[str] = ..., name: _Optional[str] = ..., software: _Optional[str] = ..., device: _Optional[str] = ..., profile: _Optional[_Union[Profile, _Mapping]] = ..., running: _Optional[_Iterable[_Union[RunningSpan, _Mapping]]] = ..., stored: _Optional[_Iterable[_Union[StoredModel, _Mapping]]] = ..., addresses: _Optional[_Iterable[str]] = ..., slowdown: _Optional[_Mapping[str, float]] = ..., leaving: _Optional[bool] = ...) -> None: ...
 
 class Profile(_message.Message):
     __slots__ = ("device_bytes", "host_bytes", "bus_bytes_per_second", "disk_bytes_per_second", "weight_bytes_per_second", "flops_per_second", "compute_fingerprint")
@@ -157,7 +159,7 @@ class PrepareRequest(_message.Message):
     def __init__(self, start: _Optional[_Union[PrepareStart, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
 
 class PrepareStart(_message.Message):
-    __slots__ = ("version", "key", "model", "revision", "sources", "route", "keeps")
+    __slots__ = ("version", "key", "model", "revision", "sources", "route", "keeps", "most_bytes")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -165,6 +167,7 @@ class PrepareStart(_message.Message):
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     KEEPS_FIELD_NUMBER: _ClassVar[int]
+    MOST_BYTES_FIELD_NUMBER: _ClassVar[int]
     version: int
     key: SpanKey
     model: str
@@ -172,7 +175,8 @@ class PrepareStart(_message.Message):
     sources: _containers.RepeatedScalarFieldContainer[str]
     route: str
     keeps: _containers.RepeatedCompositeFieldContainer[SpanKey]
-    def __init__(self, version: _Optional[int] = ..., key: _Optional[_Union[SpanKey, _Mapping]] = ..., model: _Optional[str] = ..., revision: _Optional[str] = ..., sources: _Optional[_Iterable[str]] = ..., route: _Optional[str] = ..., keeps: _Optional[_Iterable[_Union[SpanKey, _Mapping]]] = ...) -> None: ...
+    most_bytes: int
+    def __init__(self, version: _Optional[int] = ..., key: _Optional[_Union[SpanKey, _Mapping]] = ..., model: _Optional[str] = ..., revision: _Optional[str] = ..., sources: _Optional[_Iterable[str]] = ..., route: _Optional[str] = ..., keeps: _Optional[_Iterable[_Union[SpanKey, _Mapping]]] = ..., most_bytes: _Optional[int] = ...) -> None: ...
 
 class PrepareResponse(_message.Message):
     __slots__ = ("wanted", "progress", "ready", "failed")

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import dataclass
 from typing import Any, Final
 
 import grpc
@@ -14,7 +15,15 @@ SILENCE_SECONDS: Final = 2.2  # after which nobody is there
 LATE_SECONDS: Final = 0.5  # by which this process itself may be late: then it is not the other one's fault
 
 
-async def until_silent(channel: grpc.aio.Channel) -> str:
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """Why somebody is not there any more: `is_silence` unless a connection was refused or broke."""
+
+    why: str
+    is_silence: bool
+
+
+async def until_silent(channel: grpc.aio.Channel) -> Gone:
     """Ask whoever is behind `channel` how they are until they do not answer, and return why that may be.
 
     Silence counts only while this process is awake: one that was stopped or starved itself asks again first.
@@ -27,8 +36,8 @@ async def until_silent(channel: grpc.aio.Channel) -> str:
         except grpc.aio.AioRpcError as error:
             slept = time.monotonic() - began > SILENCE_SECONDS + LATE_SECONDS
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not slept:
-                return f"it has not been heard of for {SILENCE_SECONDS:.0f} s"
+                return Gone(f"nothing was heard of it for {SILENCE_SECONDS:.0f} s", is_silence=True)
             if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
-                return " ".join((error.details() or error.code().name).split())[:200]
+                return Gone(" ".join((error.details() or error.code().name).split())[:200], is_silence=False)
         else:
             await asyncio.sleep(BEAT_SECONDS)

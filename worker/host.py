@@ -50,6 +50,7 @@ class LiveStage:
     sessions: dict[SessionId, str] = field(default_factory=dict)  # and the route each came on
     files: ExitStack = field(default_factory=ExitStack)
     weight_form: str = ""
+    most_bytes: int | None = None  # of memory, where somebody said so
 
     @property
     def in_use(self) -> bool:
@@ -96,15 +97,20 @@ class Host:
         return live
 
     async def open(
-        self, key: StageKey, model: str, open_stage: OpenStage, files: AbstractContextManager[object] | None = None
+        self,
+        key: StageKey,
+        model: str,
+        open_stage: OpenStage,
+        files: AbstractContextManager[object] | None = None,
+        most_bytes: int | None = None,
     ) -> LiveStage:
         """Return the stage by that key, opening it unless it is alive; then `files` is held as long as it lives.
 
-        Raises BudgetError where there is no room for it, even without those that nobody uses.
+        It takes no more than `most_bytes` of memory, if given. Raises BudgetError where there is no room for it, even without those that nobody uses.
         """
         async with self._lock:
             if (live := self._stages.get(key)) is None:
-                live = await to_its_end(self._open(key, model, open_stage, files or nullcontext()))
+                live = await to_its_end(self._open(key, model, open_stage, files or nullcontext(), most_bytes))
             live.used, live.is_awaited = time.monotonic(), True
             return live
 
@@ -123,7 +129,7 @@ class Host:
                     return live.residency, True
                 await self.release(live, session)
             live.sessions[session] = route
-            budget_bytes = self._free_bytes() + live.residency.total_bytes
+            budget_bytes = _least(self._free_bytes() + live.residency.total_bytes, live.most_bytes)
 
             def job(stage: Stage) -> Residency:
                 stage.allow(budget_bytes)
@@ -158,6 +164,13 @@ class Host:
         if (seconds_per_byte := live.seconds_per_byte) is not None:
             await asyncio.to_thread(self._note_run, live.key.fingerprint, live.weight_form, seconds_per_byte)
 
+    async def close_larger(self, key: StageKey, most_bytes: int) -> None:
+        """Close a stage that was allowed more than `most_bytes`, unless somebody else uses it."""
+        async with self._lock:
+            live = self._stages.get(key)
+            if live is not None and not live.routes and (live.most_bytes or most_bytes + 1) > most_bytes:
+                await self._close([live])
+
     async def close_unused(self) -> None:
         """Close the stages that nobody uses, with which their files may go."""
         async with self._lock:
@@ -174,13 +187,20 @@ class Host:
         async with self._lock:
             await self._close(self.stages)
 
-    async def _open(self, key: StageKey, model: str, open_stage: OpenStage, files: AbstractContextManager[object]) -> LiveStage:
+    async def _open(
+        self,
+        key: StageKey,
+        model: str,
+        open_stage: OpenStage,
+        files: AbstractContextManager[object],
+        most_bytes: int | None,
+    ) -> LiveStage:
         await self._close(live for live in self.stages if not live.in_use)
-        budget = StageBudget(self._free_bytes(), self._budget.flag, self._budget.host_bytes)
+        budget = StageBudget(_least(self._free_bytes(), most_bytes), self._budget.flag, self._budget.host_bytes)
         with ExitStack() as held:
             held.enter_context(files)
             live = await asyncio.to_thread(_open, key, model, open_stage, budget, self._allowance)
-            live.files = held.pop_all()
+            live.files, live.most_bytes = held.pop_all(), most_bytes
         self._stages[key] = live
         return live
 
@@ -195,6 +215,10 @@ class Host:
 
     def _free_bytes(self) -> int:
         return self._budget.device_bytes - sum(live.residency.total_bytes for live in self.stages)
+
+
+def _least(num_bytes: int, most_bytes: int | None) -> int:
+    return num_bytes if most_bytes is None else min(num_bytes, most_bytes)
 
 
 def _open(key: StageKey, model: str, open_stage: OpenStage, budget: StageBudget, allowance: Allowance) -> LiveStage:

@@ -69,7 +69,9 @@ class KeptOutcomes:
         if past.calls[frame.step] != (frame.position, frame.token_ids):
             raise MeshError(f"session {frame.session} has had other tokens in step {frame.step}. Start it again.")
         if outcome is None:
-            raise MeshError(f"step {frame.step} of session {frame.session} is past, and nothing of it was kept. Start it again.")
+            raise MeshError(
+                f"step {frame.step} of session {frame.session} is past, and nothing of it was kept. Start it again."
+            )
         return replace(outcome, epoch=frame.epoch) if isinstance(outcome, Frame) else outcome
 
     def add(self, frame: Frame, outcome: Outcome) -> None:

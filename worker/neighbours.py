@@ -57,7 +57,7 @@ class _Stream:
     async def _carry(self) -> None:
         async with grpc.aio.insecure_channel(self._address, CHANNEL_OPTIONS) as channel:
             sending = asyncio.create_task(self._send(channel))
-            silence = asyncio.create_task(until_silent(channel))
+            silence = asyncio.create_task(_until_silent(channel))
             try:
                 done, _ = await asyncio.wait([sending, silence], return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -80,3 +80,7 @@ class _Stream:
     async def _requests(self) -> AsyncIterator[pb.ForwardRequest]:
         while (part := await self.queue.get()) is not None:
             yield pb.ForwardRequest(frame=part)
+
+
+async def _until_silent(channel: grpc.aio.Channel) -> str:
+    return (await until_silent(channel)).why

@@ -53,7 +53,7 @@ class Routes:
         self._routes: dict[str, RouteHere] = {}
         self._neighbours = Neighbours(self._lost)
         self._loop = asyncio.get_running_loop()
-        self._is_leaving = False
+        self.is_leaving = False
 
     def enter(self, route: pb.Route, reply: Reply) -> RouteHere:
         """Take note of a route; raises MeshError where it makes no sense or its stage is not ready."""
@@ -70,7 +70,7 @@ class Routes:
         self._host.enter(live, route.id)
         self._routes[route.id] = here
         here.entered.add(route.hop)
-        if self._is_leaving:
+        if self.is_leaving:
             reply(pb.ForwardResponse(leaving=pb.Leaving()))
         return here
 
@@ -95,7 +95,7 @@ class Routes:
 
     async def say_goodbye(self, seconds: float) -> None:
         """Tell every coordinator that this worker is about to stop, and wait for at most `seconds` until all have left."""
-        self._is_leaving = True
+        self.is_leaving = True
         for here in self._routes.values():
             here.reply(pb.ForwardResponse(leaving=pb.Leaving()))
         deadline = self._loop.time() + seconds

@@ -38,10 +38,7 @@ DRAIN_SECONDS = 4.0  # in which others can take over what runs here
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a worker is told by its user; a `port` of None is the usual one, or any that is free.
-
-    When it stops, coordinators have `drain_seconds` to go on without it.
-    """
+    """What a worker is told by its user; a `port` of None is the usual one, or any that is free."""
 
     worker_id: str
     name: str
@@ -50,14 +47,17 @@ class Settings:
     host: str | None = None
     port: int | None = None
     announce: bool = True
-    drain_seconds: float = DRAIN_SECONDS
 
 
 class WorkerServer:
-    """Serves from `async with` on; `port` is where. How long real runs take is noted in `runs`, if given."""
+    """Serves from `async with` on; `port` is where. How long real runs take is noted in `runs`, if given.
+
+    When it stops, coordinators have `drain_seconds` to go on without it; with 0 they are not even told.
+    """
 
     def __init__(self, settings: Settings, profile: MachineProfile, store: Store, runs: ProfileCache | None = None) -> None:
         self.port = 0
+        self.drain_seconds = DRAIN_SECONDS
         self._settings = settings
         self._profile = profile
         self._store = store
@@ -98,12 +98,16 @@ class WorkerServer:
         self.port = _bind(server, settings.host, settings.port)
         await server.start()
         self._open.push_async_callback(server.stop, 0)
-        self._open.push_async_callback(routes.say_goodbye, settings.drain_seconds)
+        self._open.push_async_callback(self._say_goodbye, routes)
         tidying = asyncio.create_task(self._tidy())
         self._open.callback(tidying.cancel)
         if settings.announce:
             announcement = Announcement(settings.worker_id, settings.name, PROTOCOL_VERSION, self.port)
             self._open.enter_context(Announcer(announcement))
+
+    async def _say_goodbye(self, routes: Routes) -> None:
+        if self.drain_seconds:
+            await routes.say_goodbye(self.drain_seconds)
 
     async def _tidy(self) -> None:
         while True:

@@ -82,6 +82,7 @@ class WorkerService(WorkerServiceServicer):
             stored=await asyncio.to_thread(self._stored),
             addresses=self._identity.addresses(),
             slowdown=await asyncio.to_thread(self._slowdowns),
+            leaving=self._routes.is_leaving,
         )
 
     async def Echo(self, request: pb.EchoRequest, context: Context) -> pb.EchoResponse:
@@ -185,7 +186,8 @@ class WorkerService(WorkerServiceServicer):
     async def _prepare(self, start: pb.PrepareStart, caller: "_Caller") -> None:
         try:
             if start.route:
-                await self._routes.keep_only(start.route, [StageKey.parse(key) for key in (start.key, *start.keeps)])
+                keeps = start.keeps if start.most_bytes else (start.key, *start.keeps)
+                await self._routes.keep_only(start.route, [StageKey.parse(key) for key in keeps])
             prepared = await self._preparer.prepare(start, caller)
         except Exception as error:  # whatever it was, the caller is told
             busy = isinstance(error, BudgetError | BusyError) and any(live.in_use for live in self._host.stages)
