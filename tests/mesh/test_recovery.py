@@ -189,7 +189,7 @@ def test_a_worker_that_runs_out_of_memory_gets_less_and_never_the_same_again(tin
         assert answer.token_ids == expected
         assert {failover.reason for failover in answer.failovers} == {"starved"}
         assert len(given) == 1
-        assert machines(answer) == ["w1"]  # what is left of the other one holds no layer
+        assert machines(answer) == ["w1", "local"]  # what is left of the other one holds no layer
 
 
 def test_a_request_that_takes_two_workers_down_is_failed_by_name_and_the_mesh_goes_on(tiny, loopback, expected, monkeypatch):
