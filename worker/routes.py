@@ -10,6 +10,7 @@ from layermesh.shared.frames import Failure, Frame, Logits, Outcome
 from layermesh.shared.problems import to_problem
 from layermesh.shared.stage_key import StageKey
 from layermesh.shared.wire import MAX_NAME, Envelope, HopTime, Scores, envelope_parts, scores_parts
+from layermesh.worker.faults import Fault
 from layermesh.worker.host import Host
 from layermesh.worker.neighbours import Neighbours
 
@@ -53,6 +54,7 @@ class Routes:
         self._routes: dict[str, RouteHere] = {}
         self._neighbours = Neighbours(self._lost)
         self._loop = asyncio.get_running_loop()
+        self._fault = Fault.from_environ()
         self.is_leaving = False
 
     def enter(self, route: pb.Route, reply: Reply) -> RouteHere:
@@ -126,6 +128,8 @@ class Routes:
             failure = Failure(stranger.frame.session, stranger.frame.step, unknown)
             here.reply(pb.ForwardResponse(failure=self._failure(here, failure)))
         if aboard:
+            if self._fault is not None:
+                self._fault.strike_at(aboard[0].frame.step)
             watch = self._watch(here, aboard)
             live.runner.run(aboard, lambda ran, time: self._ran(here, watch, ran, time))
 
