@@ -1,7 +1,6 @@
 import os
 import random
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -66,9 +65,9 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Worker]]:
-    """Three workers for the tests of a file."""
+    """Three workers for all tests."""
     with workers(tmp_path_factory.mktemp("workers"), 3) as made:
         yield made
 

@@ -28,4 +28,3 @@ class Interrupted:
     def failovers(self) -> tuple[Failover, ...]:
         assert self.heard.answer is not None
         return self.heard.answer.failovers
-

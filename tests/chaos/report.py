@@ -1,7 +1,6 @@
 """What trials came to, and how it is told."""
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -66,8 +65,3 @@ def percentile(values: Sequence[float], share: float) -> float:
     """The smallest of `values` that at least this share of them does not exceed."""
     ordered = sorted(values)
     return ordered[max(0, -int(-share * len(ordered) // 1) - 1)]
-
-
-def say(text: str) -> None:
-    """Show how far a long run is, past what pytest captures."""
-    print(text, file=sys.__stderr__, flush=True)

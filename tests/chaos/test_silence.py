@@ -68,12 +68,17 @@ PARTITIONS = [("two-way", (False, False)), ("to it", (False, True)), ("from it",
 
 
 @pytest.mark.parametrize(("way", "open_ways"), PARTITIONS, ids=[name for name, _ in PARTITIONS])
-@pytest.mark.parametrize("seconds", [1.0, 4.0, pytest.param(12.0, marks=pytest.mark.slow), pytest.param(30.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "seconds", [1.0, 4.0, pytest.param(12.0, marks=pytest.mark.slow), pytest.param(30.0, marks=pytest.mark.slow)]
+)
 def test_a_partition_is_noticed_and_heals(model, expected, all_there, way, open_ways, seconds, series, report):
     trials = series(f"R3 partition {way}, until noticed")
     number = random.Random(f"{report.seed} {way} {seconds}").randrange(3)
     told = []
-    with links([worker.port for worker in all_there]) as ways, open_mesh(model, [way.address for way in ways], tell=told.append) as mesh:
+    with (
+        links([worker.port for worker in all_there]) as ways,
+        open_mesh(model, [way.address for way in ways], tell=told.append) as mesh,
+    ):
         wait_for_all(mesh, 3)
         answering = Interrupted(mesh)
         answering.until(5)

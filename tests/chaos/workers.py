@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
+import psutil
 
 from layermesh.protos import mesh_pb2 as pb
 from layermesh.protos.mesh_pb2_grpc import WorkerServiceStub
@@ -39,12 +40,12 @@ class Worker:
     def is_running(self) -> bool:
         return self._command is not None and self._command.is_running
 
-    def begin(self, fault: str = "") -> None:
+    def begin(self, fault: str = "", preloaded: Path | None = None, **environ: str) -> None:
         """Start it, to be waited for by `wait`."""
         where = ["--host", "127.0.0.1", "--port", str(self.port), "--no-discovery", "--store", str(self._store)]
-        environ = {"LAYERMESH_HOME": str(self._folder / "home"), "LAYERMESH_FAULT": fault, "OMP_NUM_THREADS": "1"}
+        own = {"LAYERMESH_HOME": str(self._folder / "home"), "LAYERMESH_FAULT": fault, "OMP_NUM_THREADS": "1"}
         options = ["--name", self.name, "--host-memory", "400MB", "--quiet"]
-        self._command = Command(["worker", *where, *options], self._folder, "worker", environ)
+        self._command = Command(["worker", *where, *options], self._folder, "worker", own | environ, preloaded=preloaded)
 
     def wait(self) -> None:
         """Return once it serves."""
@@ -81,6 +82,11 @@ class Worker:
 
     def num_sessions(self) -> int:
         return sum(span.num_sessions for span in self.describe().running)
+
+    def resident_bytes(self) -> int:
+        """What its process has in memory."""
+        num_bytes: int = psutil.Process(self.command.pid).memory_info().rss
+        return num_bytes
 
     def num_routes(self) -> int:
         return sum(span.num_routes for span in self.describe().running)

@@ -21,13 +21,17 @@ def test_nothing_happens_unless_asked_for():
     assert Fault.from_environ({VARIABLE: ""}) is None
 
 
-@pytest.mark.parametrize("text", ["crash", "crash:hop", "crash:hop:", "crash:hop:-1", "crash:hop:1.5", "hang:hop:3", "crash:hop:²"])
+@pytest.mark.parametrize(
+    "text", ["crash", "crash:hop", "crash:hop:", "crash:hop:-1", "crash:hop:1.5", "hang:hop:3", "crash:hop:²"]
+)
 def test_what_is_no_fault_is_refused(text):
     with pytest.raises(UsageError, match="crash:hop:17, for tests"):
         Fault.from_environ({VARIABLE: text})
 
 
 def test_the_process_ends_as_killed_at_that_step():
-    done = subprocess.run([sys.executable, "-c", STRIKE], env={VARIABLE: "crash:hop:17"}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", STRIKE], env={VARIABLE: "crash:hop:17"}, capture_output=True, text=True, check=False
+    )
     assert done.returncode == -signal.SIGKILL
     assert done.stdout.split() == [str(step) for step in range(18)]
