@@ -79,9 +79,14 @@ def at_load(worker: Worker, kill: Kill, num_parts: int = 0) -> Iterator[None]:
                 kill.pull()
             return read(part, offset)
 
+        def hearing(told: Any) -> None:
+            if num_parts and told.doing.startswith("fetching"):  # it has one from another worker
+                kill.pull()
+            progress(told)
+
         if num_parts == 0:
             kill.pull()
-        ready = await prepare(client, start, reading, progress)
+        ready = await prepare(client, start, reading, hearing)
         kill.passed = time.monotonic()
         return ready
 

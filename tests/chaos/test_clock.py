@@ -58,7 +58,7 @@ def test_answers_do_not_depend_on_the_wall_clock(library, tmp_path, series):
     model = build("llama", tmp_path / "model")
     expected, trials = ask_alone(model), series("R9 a wrong clock")
     workers = [Worker(tmp_path, number) for number in range(2)]
-    clocks = [Clock(tmp_path / worker.name) for worker in workers]
+    clocks = [Clock(tmp_path / f"{worker.name}.clock") for worker in workers]
     clocks[0].set(THREE_HOURS)
     clocks[1].set(-THREE_HOURS)
     try:
