@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
+
 from layermesh import LayerMesh
-from layermesh.coordinator.answer import Answer
+from layermesh.coordinator.answer import Answer, Token
 from layermesh.coordinator.sampling import Sampler
+from layermesh.mesh import TokenStream
 from layermesh.settings import OpeningOptions
 from tests.mesh.waiting import wait_until
 
@@ -31,6 +34,16 @@ class Heard:
     def is_equal(self, other: "Heard") -> bool:
         """Whether tokens and scores are those of `other`, to the bit."""
         return (self.token_ids, self.scores) == (other.token_ids, other.scores)
+
+    def difference(self, other: "Heard") -> str:
+        """Where it departs from `other` first, and how far; empty where it does not."""
+        if len(self.scores) != len(other.scores):
+            return f"{len(self.scores)} scores and {len(other.scores)}"
+        for number, (mine, theirs) in enumerate(zip(self.scores, other.scores, strict=True)):
+            if mine != theirs:
+                by = float(np.abs(np.frombuffer(mine, np.float32) - np.frombuffer(theirs, np.float32)).max())
+                return f"scores of token {number} by up to {by}"
+        return "" if self.token_ids == other.token_ids else "tokens"
 
     def gap_after(self, moment: float) -> float:
         """Seconds from `moment` to the next token; 0 where there was none any more."""
@@ -63,11 +76,16 @@ def answers(mesh: LayerMesh, heard: Heard, prompt: Sequence[int] = PROMPT, num_t
     """Yield how many tokens there are, after each; what came is in `heard`."""
     with listening(heard):
         stream = mesh.stream(list(prompt), max_new_tokens=num_tokens, temperature=0, ignore_eos=True)
-        for token in stream:
-            heard.times.append(time.monotonic())
-            heard.token_ids.append(token.id)
-            yield len(heard.token_ids)
-        heard.answer = stream.answer
+    while (token := _next(stream, heard)) is not None:
+        heard.times.append(time.monotonic())
+        heard.token_ids.append(token.id)
+        yield len(heard.token_ids)
+    heard.answer = stream.answer
+
+
+def _next(stream: TokenStream, heard: Heard) -> Token | None:
+    with listening(heard):
+        return next(stream, None)
 
 
 def ask(mesh: LayerMesh, prompt: Sequence[int] = PROMPT, num_tokens: int = NUM_TOKENS) -> Heard:
