@@ -68,7 +68,7 @@ class LiveStage:
 class Host:
     """Opens stages within `budget`, and closes those that nobody uses when another needs their memory.
 
-    `note_run` is told what a model's weights, by fingerprint and form, took per byte when a route leaves.
+    `note_run` is told what a model's weights, by fingerprint and form, took per byte whenever a session ends.
     """
 
     def __init__(self, device: torch.device, budget: StageBudget, note_run: NoteRun = lambda *_: None) -> None:
@@ -145,10 +145,12 @@ class Host:
 
     async def release(self, live: LiveStage, session: SessionId) -> None:
         """Forget a session; a stage that is closed has forgotten it."""
-        live.sessions.pop(session, None)
+        known = live.sessions.pop(session, None)
         live.used = time.monotonic()
         with suppress(BusyError):
             await to_its_end(asyncio.wrap_future(live.runner.release(session)))
+        if known is not None and (seconds_per_byte := live.seconds_per_byte) is not None:
+            await asyncio.to_thread(self._note_run, live.key.fingerprint, live.weight_form, seconds_per_byte)
 
     def enter(self, live: LiveStage, route: str) -> None:
         """Note that `route` uses a stage."""
@@ -161,8 +163,6 @@ class Host:
         live.used = time.monotonic()
         for session in [session for session, of in live.sessions.items() if of == route]:
             await self.release(live, session)
-        if (seconds_per_byte := live.seconds_per_byte) is not None:
-            await asyncio.to_thread(self._note_run, live.key.fingerprint, live.weight_form, seconds_per_byte)
 
     async def close_larger(self, key: StageKey, most_bytes: int) -> None:
         """Close a stage that was allowed more than `most_bytes`, unless somebody else uses it."""

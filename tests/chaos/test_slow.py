@@ -13,8 +13,8 @@ from tests.chaos.meshes import ask, ask_alone, open_mesh, wait_for_all
 from tests.shared.packing.packs import build_llama
 
 pytestmark = pytest.mark.slow
-NUM_TOKENS = 12
-AWAKE_SECONDS, ASLEEP_SECONDS = 0.02, 0.08
+NUM_TOKENS, FEW_TOKENS = 33, 12
+AWAKE_SECONDS, ASLEEP_SECONDS = 0.002, 0.008  # shorter than a sweep
 MOST_REQUESTS = 3
 
 
@@ -48,33 +48,32 @@ def layers(mesh, name):
 def test_a_worker_with_a_fifth_of_a_processor_gets_fewer_layers(tmp_path, all_there, series):
     model = build_llama(tmp_path / "model", layers=12, hidden=1024)
     expected = ask_alone(model, num_tokens=NUM_TOKENS)
-    slow = all_there[1]
     with open_mesh(model, [worker.address for worker in all_there], spread=False) as mesh:
         wait_for_all(mesh, 3)
         assert ask(mesh, num_tokens=NUM_TOKENS).is_equal(expected)
-        names = [stage.worker for stage in mesh.local.remote_stages]
-        shares = [{name: layers(mesh, name) for name in names}]
+        (slow, *_) = sorted(all_there, key=lambda worker: -layers(mesh, worker.name))
+        shares = [layers(mesh, slow.name)]
         with fifth_of_a_processor(slow):
             for _ in range(MOST_REQUESTS + 1):
                 heard = ask(mesh, num_tokens=NUM_TOKENS)
                 assert heard.is_equal(expected)
                 assert heard.answer.failovers == ()
-                shares.append({worker.name: layers(mesh, worker.name) for worker in all_there})
-    series("R4 a fifth of a processor").add(f"identical, not given up, layers {[one.get(slow.name, 0) for one in shares]}")
-    assert shares[-1][slow.name] < max(shares[0].get(slow.name, 0), 1) or shares[-1][slow.name] == 0, shares
+                shares.append(layers(mesh, slow.name))
+    series("R4 a fifth of a processor").add(f"identical, not given up, layers {shares}")
+    assert shares[-1] < shares[0], shares
 
 
 @pytest.mark.parametrize(("rate", "delay"), [(10e6 / 8, 0.0), (0.0, 0.2)], ids=["10 Mbit", "200 ms"])
 def test_a_slow_way_is_no_reason_to_give_a_worker_up(tmp_path, all_there, rate, delay, series):
     model = build("llama", tmp_path / "model")
     prompt = [5 + number % 40 for number in range(100)]
-    expected = ask_alone(model, prompt, NUM_TOKENS)
+    expected = ask_alone(model, prompt, FEW_TOKENS)
     with links([worker.port for worker in all_there]) as ways:
         ways[1].rate, ways[1].delay = rate, delay
         with open_mesh(model, [way.address for way in ways]) as mesh:
             wait_for_all(mesh, 3)
             for _ in range(2):
-                heard = ask(mesh, prompt, NUM_TOKENS)
+                heard = ask(mesh, prompt, FEW_TOKENS)
                 assert heard.is_equal(expected)
                 assert heard.answer.failovers == ()
                 assert [stage.worker for stage in mesh.local.remote_stages] == ["w0", "w1", "w2"]

@@ -34,6 +34,14 @@ def test_workers_tell_by_how_much_models_are_slower_there(tiny, loopback):
         assert answer.plan.predicted_seconds_per_token == pytest.approx(found.plan.seconds_per_token, rel=1e-3)
 
 
+def test_workers_tell_it_while_their_route_lasts(tiny, loopback):
+    """A coordinator that keeps its route for the next answer learns of a worker that has become slow."""
+    workers = loopback.add(2)
+    with open_mesh(tiny("llama"), workers) as mesh:
+        ask(mesh)
+        wait_until(lambda: all(mesh.local.manifest.fingerprint in peer.described.slowdown for peer in mesh.workers.find().peers))
+
+
 @pytest.fixture
 def nobody(monkeypatch):
     """Somebody is looked for, and nobody is there."""
