@@ -43,7 +43,7 @@ class Planning:
     ) -> MeshPlan:
         """Return what would run on `peers`, on the machines of `what_if` and here; what others run already is joined.
 
-        `mine` are the ids of workers that run a route of this process now, `caps` the most bytes that some of them may be given.
+        `mine` are the ids of workers that run a route of this process now, `caps` the most bytes that some may be given.
         Raises BudgetError where no division fits, UsageError for a machine that nobody can imagine.
         """
         cost = model_cost(self._local)

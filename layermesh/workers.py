@@ -29,7 +29,6 @@ from layermesh.shared.stage_key import StageKey
 from layermesh.shared.units import format_seconds
 
 T = TypeVar("T")
-Tell = Callable[[str], None]
 NUM_TRIES = 20  # where another coordinator gets in first with another division
 RETRY_SECONDS = 0.5
 EVERYBODY = Rebuild()
@@ -59,14 +58,13 @@ class Found:
 class Workers:
     """Finds workers for `local`, and lets it run through them from the next request on.
 
-    With `spread` everybody gets a share, even where fewer machines would be faster. `tell` is given what a user should know.
+    With `spread` everybody gets a share, even where fewer machines would be faster.
     """
 
-    def __init__(self, local: LocalModel, registry: Registry, *, spread: bool = False, tell: Tell = lambda _: None) -> None:
+    def __init__(self, local: LocalModel, registry: Registry, *, spread: bool = False) -> None:
         self._local = local
         self._registry = registry
         self._planning = Planning(local, spread=spread)
-        self._tell = tell
         self._route: RemoteRoute | None = None
         self._present: list[_Chosen] = []  # what runs now
         self._placed: list[tuple[str, LayerSpan]] = []  # by the workers' ids, the own part too
@@ -223,6 +221,9 @@ class Workers:
             self._placed.append((WORKER_NAME, own.span))
         slowest = max(stage.seconds for stage in found.plan.stages)
         return MeshPipeline(self._route, None if own is None else self._local.stage, self._wait, slowest)
+
+    def _tell(self, text: str) -> None:
+        self._local.on_tell(text)
 
     def _wait(self) -> None:
         self._local.on_wait()

@@ -25,6 +25,7 @@ from layermesh.shared.machine_profile import MachineProfile
 from layermesh.shared.protocol import PROTOCOL_VERSION
 from layermesh.worker.announcing import Announcer
 from layermesh.worker.host import Host, LiveStage
+from layermesh.worker.kept import KEPT_BYTES
 from layermesh.worker.opening import StageBudget
 from layermesh.worker.profile_cache import ProfileCache
 from layermesh.worker.routes import Routes
@@ -38,7 +39,10 @@ DRAIN_SECONDS = 4.0  # in which others can take over what runs here
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a worker is told by its user; a `port` of None is the usual one, or any that is free."""
+    """What a worker is told by its user; a `port` of None is the usual one, or any that is free.
+
+    `kept_bytes` of host memory are set aside, beside the budget, for what was made and may be asked for again.
+    """
 
     worker_id: str
     name: str
@@ -47,6 +51,7 @@ class Settings:
     host: str | None = None
     port: int | None = None
     announce: bool = True
+    kept_bytes: int = KEPT_BYTES
 
 
 class WorkerServer:
@@ -62,7 +67,8 @@ class WorkerServer:
         self._profile = profile
         self._store = store
         self._runs = runs
-        self._host = Host(settings.device, settings.budget, *(() if runs is None else (runs.note_run,)))
+        note_run = (lambda *_: None) if runs is None else runs.note_run
+        self._host = Host(settings.device, settings.budget, note_run, settings.kept_bytes)
         self._open = AsyncExitStack()
 
     async def __aenter__(self) -> Self:

@@ -22,7 +22,7 @@ class Call(NamedTuple):
 class Lost:
     """A worker, by id, does not take part any more, or cannot be told which one; these calls were under way.
 
-    `crashed` says that its process ended, rather than that it was silent or slow; `returns` that it may be used once it answers.
+    `crashed` says that its process ended, rather than that it was silent or slow; `returns` that it may be used again.
     """
 
     worker: str

@@ -222,12 +222,21 @@ def test_many_answers_survive_together(tiny, loopback):
     prompts = [[5 + number, 6, 7] for number in range(5)]
     expected = [answer_alone(tiny("llama"), prompt, NUM_TOKENS) for prompt in prompts]
     settings = {"max_new_tokens": NUM_TOKENS, "temperature": 0, "ignore_eos": True}
-    with open_mesh(tiny("llama"), workers) as mesh:
-        killing = threading.Timer(0.1, workers[1].stop)
+    answers = {}
+    with open_mesh(tiny("llama"), workers) as mesh, mesh.stream_many(prompts, **settings) as stream:
+
+        def kill():
+            wait_until(lambda: stream.progress.num_tokens > 20)
+            workers[1].stop()
+
+        killing = threading.Thread(target=kill)
         killing.start()
-        answers = mesh.generate_many(prompts, **settings)
+        for finished in stream:
+            assert finished.error is None
+            answers[finished.index] = finished.answer
         killing.join()
-        assert [answer.token_ids for answer in answers] == expected
+        assert [answers[index].token_ids for index in range(len(prompts))] == expected
+        assert all(failover.worker == "w1" for answer in answers.values() for failover in answer.failovers)
         wait_until(lambda: num_sessions(*workers) == 0)
 
 
