@@ -3,7 +3,8 @@
 import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from layermesh.coordinator.mesh_pipeline import MeshPipeline
@@ -129,23 +130,33 @@ class Workers:
 
         Raises WorkerLostError and WorkerStarvedError for a worker that fails meanwhile.
         """
-        before = self._route
+        before, route_id = self._route, None if self._route is None else self._route.id
         self._before = self._placed
 
         def build() -> Resumable:
             found = self.find(order=order)
             self._check_present(found, order)
-            chosen = [] if found is None else self._chosen(found)
-            if found is None or not chosen:
-                line: Resumable = self._alone()
-            else:
-                line = self._bring_up(found, chosen, None if before is None else before.id, order)
-            return line
+            if found is None:
+                return self._alone()
+            with suppress(BusyError, WorkerStarvedError):
+                if (patched := self._patched(found, order)) is not None:
+                    return self._bring_up(patched, self._chosen(patched), route_id, order)
+            chosen = self._chosen(found)
+            return self._bring_up(found, chosen, route_id, order) if chosen else self._alone()
 
         line = _patiently(build)
         if before is not None:
             before.close()
         return line
+
+    def _patched(self, found: Found, order: Rebuild) -> Found | None:
+        """Return the plan that leaves everybody who is left what they have, if it is worth having; only they go on at once."""
+        here = {peer.described.worker_id: peer.name for peer in found.peers} | {WORKER_NAME: WORKER_NAME}
+        placed = [(here.get(who, ""), span) for who, span in self._placed]
+        if self._route is None or not order.caps.keys().isdisjoint(who for who, _ in self._placed):
+            return None
+        plan = self._planning.patch(found.peers, placed, order.caps, found.plan)
+        return None if plan is None else replace(found, plan=plan)
 
     def name(self, worker: str) -> str:
         """What its user calls a worker."""
