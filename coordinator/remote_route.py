@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import grpc.aio
 
+from layermesh.coordinator.arrivals import Arrival, checked
 from layermesh.coordinator.event_loop import EventLoop
 from layermesh.coordinator.worker_client import WorkerClient
 from layermesh.protos import mesh_pb2 as pb
@@ -22,7 +23,6 @@ from layermesh.shared.wire import Envelope, FrameAssembler, Scores, ScoresAssemb
 OPEN_SECONDS = 15.0
 CLOSE_SECONDS = 2.0
 WAKE_SECONDS = 0.2  # between two looks at what else there is to do
-Arrival = Envelope | Scores | Failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ class _Stream:
                     case "failure":
                         arrival = self._failure(response.failure)
                 if arrival is not None:
-                    self._arrive(arrival)
+                    self._arrive(checked(arrival, self._client.name))
         except grpc.aio.AioRpcError as failed:
             error = self._client.explain(failed)
         except LayermeshError as failed:

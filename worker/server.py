@@ -25,7 +25,9 @@ from layermesh.shared.machine_profile import MachineProfile
 from layermesh.shared.protocol import PROTOCOL_VERSION
 from layermesh.worker.announcing import Announcer
 from layermesh.worker.host import Host, LiveStage
+from layermesh.worker.limits import MAX_CALLS
 from layermesh.worker.opening import StageBudget
+from layermesh.worker.parse_guard import ParseGuard
 from layermesh.worker.profile_cache import ProfileCache
 from layermesh.worker.routes import Routes
 from layermesh.worker.service import Identity, WorkerService
@@ -88,7 +90,7 @@ class WorkerServer:
         self._open.push_async_callback(self._host.close)
         routes = Routes(settings.name, self._host)
         self._open.push_async_callback(routes.close)
-        server = grpc.aio.server(options=SERVER_OPTIONS)
+        server = grpc.aio.server(interceptors=[ParseGuard()], options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
         identity = Identity(settings.worker_id, settings.name, str(settings.device), self._addresses)
         service = WorkerService(identity, self._profile, self._host, self._store, routes, self._slowdowns)
         add_WorkerServiceServicer_to_server(service, server)
