@@ -61,7 +61,7 @@ class Outbox(Generic[M]):
         self._eased.set()
 
     async def ease(self) -> None:
-        """Return once few wait, so that nobody brings about more faster than they are read; raises MeshError after an overrun."""
+        """Return once few wait, so that no more is brought about than is read. Raises MeshError after an overrun."""
         await self._eased.wait()
         if self.is_overrun:
             raise MeshError("what comes back is read too slowly.")
