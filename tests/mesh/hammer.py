@@ -170,11 +170,11 @@ async def _sending(attack: Attack, stopped: asyncio.Event, outcome: Outcome) -> 
         await stopped.wait()
 
 
-def run(target: Target, seed: int, num_messages: int) -> Outcome:
+async def fire(target: Target, seed: int, num_messages: int) -> Outcome:
     """Send `num_messages` made of `seed`."""
-    return asyncio.run(hammer(target, attacks(target, seed), num_messages))
+    return await hammer(target, attacks(target, seed), num_messages)
 
 
-def again(target: Target, seeds: Sequence[int]) -> Outcome:
+async def again(target: Target, seeds: Sequence[int]) -> Outcome:
     """Make the calls with these seeds once more, to look into one of them."""
-    return asyncio.run(hammer(target, (make(target, seed) for seed in seeds), sys.maxsize))
+    return await hammer(target, (make(target, seed) for seed in seeds), sys.maxsize)
