@@ -120,7 +120,7 @@ class WorkerServer:
 
 def _bind(server: grpc.aio.Server, host: str | None, port: int | None) -> int:
     """Listen at a port and return it. Raises UsageError for one that cannot be had."""
-    hosts = (host,) if host is not None else (ANY_HOST, "0.0.0.0")  # noqa: S104 - workers are for the other machines
+    hosts = (host,) if host is not None else (ANY_HOST, "0.0.0.0")  # workers are for the other machines  # noqa: S104  # nosec B104
     ports = (port,) if port is not None else (DEFAULT_PORT, 0)
     problem = ""
     for number in ports:

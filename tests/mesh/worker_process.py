@@ -50,7 +50,8 @@ class WorkerProcess:
         try:
             wait_until(lambda: WHERE.search(self.said) is not None or self._process.poll() is not None, 60)
             found = WHERE.search(self.said)
-            assert found is not None, self.said
+            if found is None:
+                raise RuntimeError(self.said)
             self.address = found[1]
         except BaseException:
             self._process.kill()
