@@ -22,10 +22,12 @@ class ParseGuard(grpc.aio.ServerInterceptor):
     """Makes INVALID_ARGUMENT of messages that cannot be read; without it grpc.aio says UNKNOWN, and logs a traceback."""
 
     async def intercept_service(
-        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]], details: grpc.HandlerCallDetails
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
         """Return the handler that `continuation` finds, guarded."""
-        handler = await continuation(details)
+        handler = await continuation(handler_call_details)
         if handler is None:
             return None
         parse = _forgiving(handler.request_deserializer)

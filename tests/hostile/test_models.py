@@ -13,7 +13,7 @@ import pytest
 from tests.hostile.models import CANARY, MODELS
 
 ROOT = Path(__file__).parent.parent.parent
-SECONDS = 20.0  # in which any of them has an outcome
+SECONDS = 60.0  # in which any of them has an outcome, on a machine that has other things to do as well
 MOST_BYTES = 300 << 20
 EXIT_CODES = {"answer": 0, "UsageError": 2}
 MAY_CHANGE = ("/dev/null", "/dev/tty", "/proc/self/")
