@@ -20,7 +20,7 @@ test-gpu: $(VENV)/installed-dev  ## those that need an NVIDIA card, which `make 
 # Tests of what others may do to us, which must say the same under `python -O`; `make test` and `test-mesh` run them as well.
 SECURITY_TESTS := tests/gates tests/hostile tests/shared/checkpoints tests/shared/test_hidden_states.py \
   tests/shared/test_manifest.py tests/shared/test_wire.py tests/worker/test_bit_flips.py tests/worker/test_limits.py \
-  tests/coordinator/test_chat.py tests/coordinator/test_tokenizer.py \
+  tests/coordinator/test_chat.py tests/coordinator/test_tokenizer.py tests/coordinator/test_tokenizer_check.py \
   tests/mesh/test_bad_input.py tests/mesh/test_full_disk.py tests/mesh/test_hostile_messages.py tests/mesh/test_versions.py
 
 gates: $(VENV)/installed-dev  ## what must never be in the sources, published holes, and the security tests without asserts
