@@ -1,13 +1,14 @@
 """What comes back from a route of workers, and what it has to be before anybody uses it."""
 
-from layermesh.shared.frames import Failure
+from typing import TypeVar
+
 from layermesh.shared.hidden_states import HiddenStatesError, blame, check_finite, check_scores
 from layermesh.shared.wire import Envelope, Scores
 
-Arrival = Envelope | Scores | Failure
+A = TypeVar("A")
 
 
-def checked(arrival: Arrival, sender: str) -> Arrival:
+def checked(arrival: A, sender: str) -> A:
     """Return `arrival`; raises MeshError, naming the worker `sender`, for hidden states or scores that are not numbers.
 
     Whether hidden states fit the model is for the stage to see that takes them.

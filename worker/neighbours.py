@@ -9,6 +9,7 @@ import grpc.aio
 from layermesh.protos import mesh_pb2 as pb
 from layermesh.protos.mesh_pb2_grpc import WorkerServiceStub
 from layermesh.shared.grpc_options import CHANNEL_OPTIONS
+from layermesh.shared.heartbeat import until_silent
 from layermesh.worker.outbox import Outbox
 
 CLOSE_SECONDS = 1.0
@@ -56,17 +57,32 @@ class _Stream:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _carry(self) -> None:
-        why = "it ended the connection"
+        async with grpc.aio.insecure_channel(self._address, CHANNEL_OPTIONS) as channel:
+            sending = asyncio.create_task(self._send(channel))
+            silence = asyncio.create_task(_until_silent(channel))
+            try:
+                done, _ = await asyncio.wait([sending, silence], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                sending.cancel()
+                silence.cancel()
+                await asyncio.gather(sending, silence, return_exceptions=True)
+        self._ended(self._address, done.pop().result())
+
+    async def _send(self, channel: grpc.aio.Channel) -> str:
+        """Send until the end, and return why there was one."""
         try:
-            async with grpc.aio.insecure_channel(self._address, CHANNEL_OPTIONS) as channel:
-                async for _ in WorkerServiceStub(channel).Forward(self._requests()):
-                    pass
+            async for _ in WorkerServiceStub(channel).Forward(self._requests()):
+                pass
         except grpc.aio.AioRpcError as error:
-            why = error.details() or error.code().name
+            return error.details() or error.code().name
         finally:
             self.parts.end()  # gRPC goes on waiting for more where the other side ended it
-        self._ended(self._address, TOO_SLOW if self.parts.is_overrun else why)
+        return TOO_SLOW if self.parts.is_overrun else "it ended the connection"
 
     async def _requests(self) -> AsyncIterator[pb.ForwardRequest]:
         async for part in self.parts.messages():
             yield pb.ForwardRequest(frame=part)
+
+
+async def _until_silent(channel: grpc.aio.Channel) -> str:
+    return (await until_silent(channel)).why

@@ -25,6 +25,7 @@ from layermesh.shared.machine_profile import MachineProfile
 from layermesh.shared.protocol import PROTOCOL_VERSION
 from layermesh.worker.announcing import Announcer
 from layermesh.worker.host import Host, LiveStage
+from layermesh.worker.kept import KEPT_BYTES
 from layermesh.worker.limits import MAX_CALLS
 from layermesh.worker.opening import StageBudget
 from layermesh.worker.parse_guard import ParseGuard
@@ -35,14 +36,14 @@ from layermesh.worker.store import Store
 
 ANY_HOST = "::"  # with IPv4
 IDLE_CHECK_SECONDS = 10.0
-DRAIN_SECONDS = 4.0  # in which answers under way may end
+DRAIN_SECONDS = 4.0  # in which others can take over what runs here
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What a worker is told by its user; a `port` of None is the usual one, or any that is free.
 
-    Answers under way have `drain_seconds` to end in when it stops.
+    `kept_bytes` of host memory are set aside, beside the budget, for what was made and may be asked for again.
     """
 
     worker_id: str
@@ -52,19 +53,24 @@ class Settings:
     host: str | None = None
     port: int | None = None
     announce: bool = True
-    drain_seconds: float = DRAIN_SECONDS
+    kept_bytes: int = KEPT_BYTES
 
 
 class WorkerServer:
-    """Serves from `async with` on; `port` is where. How long real runs take is noted in `runs`, if given."""
+    """Serves from `async with` on; `port` is where. How long real runs take is noted in `runs`, if given.
+
+    When it stops, coordinators have `drain_seconds` to go on without it; with 0 they are not even told.
+    """
 
     def __init__(self, settings: Settings, profile: MachineProfile, store: Store, runs: ProfileCache | None = None) -> None:
         self.port = 0
+        self.drain_seconds = DRAIN_SECONDS
         self._settings = settings
         self._profile = profile
         self._store = store
         self._runs = runs
-        self._host = Host(settings.device, settings.budget, *(() if runs is None else (runs.note_run,)))
+        note_run = (lambda *_: None) if runs is None else runs.note_run
+        self._host = Host(settings.device, settings.budget, note_run, settings.kept_bytes)
         self._open = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -99,12 +105,17 @@ class WorkerServer:
         await health.set("", health_pb2.HealthCheckResponse.SERVING)
         self.port = _bind(server, settings.host, settings.port)
         await server.start()
-        self._open.push_async_callback(server.stop, settings.drain_seconds)
+        self._open.push_async_callback(server.stop, 0)
+        self._open.push_async_callback(self._say_goodbye, routes)
         tidying = asyncio.create_task(self._tidy())
         self._open.callback(tidying.cancel)
         if settings.announce:
             announcement = Announcement(settings.worker_id, settings.name, PROTOCOL_VERSION, self.port)
             self._open.enter_context(Announcer(announcement))
+
+    async def _say_goodbye(self, routes: Routes) -> None:
+        if self.drain_seconds:
+            await routes.say_goodbye(self.drain_seconds)
 
     async def _tidy(self) -> None:
         while True:
