@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import grpc.aio
 
+from layermesh.coordinator.arrivals import checked
 from layermesh.coordinator.event_loop import EventLoop
 from layermesh.coordinator.worker_client import WorkerClient
 from layermesh.protos import mesh_pb2 as pb
@@ -269,7 +270,7 @@ class _Stream:
             case "failure":
                 raise to_error(response.failure.problem, response.failure.worker[:80] or self._client.name)
         if arrival is not None:
-            self._owner.arrive(arrival)
+            self._owner.arrive(checked(arrival, self._client.name))
 
     async def _outgoing(self) -> AsyncIterator[pb.ForwardRequest]:
         while (request := await self._requests.get()) is not None:
