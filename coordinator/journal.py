@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 import msgpack
 
@@ -105,7 +105,7 @@ class Journal:
 
     def _write(self, value: Any) -> None:
         with storing(self.path.parent, MAX_BYTES):
-            os.write(self._file, msgpack.packb(value))
+            os.write(self._file, cast("bytes", msgpack.packb(value)))
             os.fsync(self._file)
 
 

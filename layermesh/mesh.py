@@ -59,7 +59,7 @@ class LayerMesh:
         check_names(options, OpeningOptions, "LayerMesh")
         self._closed = False
         self.asked = asked(str(model))
-        self._options: dict[str, object] = {name: options[name] for name in RESULT_OPTIONS if name in options}
+        self._options = {name: value for name, value in options.items() if name in RESULT_OPTIONS}
         with ExitStack() as opened:
             registry = None
             if not is_alone(options):
