@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt
 
-.PHONY: demo test test-mesh test-gpu lint protos architectures bench bench-alone bench-peers bench-mesh bench-gpu clean
+.PHONY: demo test test-mesh test-gpu gates nightly lint protos architectures bench bench-alone bench-peers bench-mesh bench-gpu clean
 
 demo: $(VENV)/installed  ## stream an answer of the default model through a small memory budget
 	$(BIN)/layermesh generate "Explain in three sentences why the sky is blue." --host-memory 100MB --temperature 0
@@ -16,6 +16,21 @@ test-mesh: $(VENV)/installed-dev  ## workers beside each other; as root on Linux
 
 test-gpu: $(VENV)/installed-dev  ## those that need an NVIDIA card, which `make test` leaves out where there is none
 	$(BIN)/python -m pytest tests/gpu -rs
+
+# Tests of what others may do to us, which must say the same under `python -O`; `make test` and `test-mesh` run them as well.
+SECURITY_TESTS := tests/gates tests/hostile tests/shared/checkpoints tests/shared/test_hidden_states.py \
+  tests/shared/test_manifest.py tests/shared/test_wire.py tests/worker/test_bit_flips.py tests/worker/test_limits.py \
+  tests/coordinator/test_chat.py tests/coordinator/test_tokenizer.py tests/coordinator/test_tokenizer_check.py \
+  tests/mesh/test_bad_input.py tests/mesh/test_full_disk.py tests/mesh/test_hostile_messages.py tests/mesh/test_versions.py
+
+gates: $(VENV)/installed-dev  ## what must never be in the sources, published holes, and the security tests without asserts
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml coordinator layermesh shared worker
+	$(BIN)/python -m tests.gates.audit
+	PYTHONOPTIMIZE=1 LAYERMESH_HOSTILE_MESSAGES=2000 \
+	  $(BIN)/python -m pytest --quiet -W ignore::pytest.PytestConfigWarning $(SECURITY_TESTS)
+
+nightly: $(VENV)/installed-dev  ## a million hostile messages; LAYERMESH_SEED chooses which
+	LAYERMESH_HOSTILE_MESSAGES=1000000 $(BIN)/python -m pytest tests/mesh/test_hostile_messages.py -s
 
 lint: $(VENV)/installed-dev  ## formatting, style and types
 	$(BIN)/ruff format --check .

@@ -66,7 +66,7 @@ class Line(ABC):
 
     @abstractmethod
     def outcomes(self, frames: Sequence[Frame]) -> Iterator[Logits | Failure]:
-        """Run calls through all layers and yield what becomes of each: those of one session in order, or one each of several."""
+        """Run calls through all layers and yield what becomes of each: one session's in order, or one each of several."""
 
     def try_sweep(self, frames: Sequence[Frame]) -> list[Logits | Failure]:
         """Run `frames`, each of another session, and return what became of each, in order."""
@@ -138,7 +138,7 @@ class Pipeline(Resumable):
             hop.reserve(session, size)
 
     def outcomes(self, frames: Sequence[Frame]) -> Iterator[Logits | Failure]:
-        """Run calls through all layers and yield what becomes of each: those of one session in order, or one each of several."""
+        """Run calls through all layers and yield what becomes of each: one session's in order, or one each of several."""
         for sweep in in_sweeps(frames):
             yield from self._sweep(sweep)
 

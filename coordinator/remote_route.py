@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import grpc.aio
 
+from layermesh.coordinator.arrivals import checked
 from layermesh.coordinator.event_loop import EventLoop
 from layermesh.coordinator.worker_client import WorkerClient
 from layermesh.protos import mesh_pb2 as pb
@@ -101,7 +102,7 @@ class RemoteRoute:
         async def release() -> None:
             await asyncio.gather(*(hop.client.release(hop.key, self.id, session) for hop in self.hops))
 
-        with suppress(WorkerLostError):
+        with suppress(LayermeshError):
             self._loop.run(self._unless_broken(release()))
 
     def send(self, frames: Sequence[Frame], sweep: int, end_hop: int | None = None, deadline: float = 0.0) -> None:
@@ -203,6 +204,7 @@ class _Stream:
     def __init__(self, client: WorkerClient, route: pb.Route, owner: RemoteRoute) -> None:
         self._client = client
         self._owner = owner
+        self._frames, self._scores = FrameAssembler(), ScoresAssembler()
         self._requests: asyncio.Queue[pb.ForwardRequest | None] = asyncio.Queue()  # None: the end
         self._requests.put_nowait(pb.ForwardRequest(route=route))
         self._accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -236,28 +238,9 @@ class _Stream:
         error: LayermeshError = WorkerLostError(
             f"worker {client.name} ended the connection. Look at its screen.", client.worker_id
         )
-        frames, scores = FrameAssembler(), ScoresAssembler()
         try:
             async for response in client.forward(self._outgoing()):
-                arrival: Arrival | None = None
-                match response.WhichOneof("kind"):
-                    case "accepted":
-                        self._accept()
-                    case "frame":
-                        arrival = frames.add(response.frame)
-                    case "logits":
-                        arrival = scores.add(response.logits)
-                    case "replayed":
-                        arrival = Replayed(SessionId(response.replayed.session), response.replayed.step)
-                    case "leaving":
-                        owner.leaving.add(client.worker_id)
-                    case "failure" if response.failure.session or self._accepted.done():
-                        owner.fail(response.failure, client)
-                    case "failure":  # it does not take the route
-                        error = to_error(response.failure.problem, response.failure.worker[:80] or client.name)
-                        break
-                if arrival is not None:
-                    owner.arrive(arrival)
+                self._take(response)
         except grpc.aio.AioRpcError as failed:
             error = client.explain(failed)
         except LayermeshError as failed:
@@ -268,9 +251,26 @@ class _Stream:
             self._accepted.set_exception(error)
         owner.end(error)
 
-    def _accept(self) -> None:
-        if not self._accepted.done():
-            self._accepted.set_result(None)
+    def _take(self, response: pb.ForwardResponse) -> None:
+        """Hand on what came back; raises the worker's error where it does not take the route."""
+        arrival: Arrival | None = None
+        match response.WhichOneof("kind"):
+            case "accepted" if not self._accepted.done():
+                self._accepted.set_result(None)
+            case "frame":
+                arrival = self._frames.add(response.frame)
+            case "logits":
+                arrival = self._scores.add(response.logits)
+            case "replayed":
+                arrival = Replayed(SessionId(response.replayed.session), response.replayed.step)
+            case "leaving":
+                self._owner.leaving.add(self._client.worker_id)
+            case "failure" if response.failure.session or self._accepted.done():
+                self._owner.fail(response.failure, self._client)
+            case "failure":
+                raise to_error(response.failure.problem, response.failure.worker[:80] or self._client.name)
+        if arrival is not None:
+            self._owner.arrive(checked(arrival, self._client.name))
 
     async def _outgoing(self) -> AsyncIterator[pb.ForwardRequest]:
         while (request := await self._requests.get()) is not None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from layermesh.coordinator.chat import Message, as_conversation, check_messages, render_chat
+from layermesh.coordinator.tokenizer_check import check_tokenizer_file
 from layermesh.shared.errors import TokenizerError, UsageError
 
 
@@ -29,9 +30,12 @@ class Tokenizer:
         from transformers import AutoTokenizer
 
         try:
+            check_tokenizer_file(tokenizer_dir / "tokenizer.json")
             loaded = AutoTokenizer.from_pretrained(tokenizer_dir, trust_remote_code=False, local_files_only=True)
             loaded.decode(loaded.encode("a"))
-        except Exception as error:  # whatever transformers, tokenizers, sentencepiece and json make of bad files
+        except BaseException as error:  # whatever transformers, tokenizers, sentencepiece and json make of bad files
+            if not _is_fault(error):
+                raise
             raise _unusable(model, f"its tokenizer in {tokenizer_dir} does not load ({_first_line(error)})") from error
         if not loaded.get_vocab().keys() - loaded.get_added_vocab().keys():
             # What transformers makes of some models' folders that hold no tokenizer files.
@@ -109,7 +113,12 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise UsageError(f"the prompt is not Unicode text at character {error.start}: give it as UTF-8.") from error
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        try:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        except BaseException as error:  # a pattern that would take for ever ends in one of Rust's panics
+            if not _is_fault(error):
+                raise
+            raise _unusable(self._model, f"its tokenizer fails at this prompt ({_first_line(error)})") from error
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -121,7 +130,12 @@ class Tokenizer:
         return text
 
 
-def _first_line(error: Exception) -> str:
+def _is_fault(error: BaseException) -> bool:
+    """Whether an error is one of the files: panics of Rust code are no Exception, but they are."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def _first_line(error: BaseException) -> str:
     said = str(error).partition("\n")[0]
     return f"{type(error).__name__}: {said[:200]}"
 

@@ -68,6 +68,7 @@ class LocalModel:
         self.planned_tokens: int | None = None  # the length of sequence that a plan makes room for
         self.dtype = _dtype(options.get("dtype")) or pick_dtype(_stored_dtype(self.checkpoint, self.config), self.device)
         self.fast_path = options.get("fast_path", True)
+        self.on_tell: Callable[[str], None] = options.get("tell", lambda _: None)  # what a user should know meanwhile
         self.on_wait: Callable[[], None] = lambda: None  # called now and then while other machines compute
         self.on_progress: Callable[[str, str, int, int], None] = lambda *_: None  # who does what, and how far it is in bytes
         self.remote_stages: tuple[StagePlan, ...] = ()

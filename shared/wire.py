@@ -202,6 +202,8 @@ def _checked_bytes(header: pb.FrameHeader) -> int:
         raise MeshError(f"a frame of {len(header.token_ids)} tokens in a sweep of {header.sweep_size} makes no sense.")
     if len(header.tensors) > MAX_TENSORS or (header.bare and len(header.tensors) != 1):
         raise MeshError(f"a layer hands on a few tensors, not {len(header.tensors)}.")
+    if not math.isfinite(header.deadline_seconds):
+        raise MeshError(f"a frame may not take {header.deadline_seconds} s.")
     num_bytes = 0
     for spec in header.tensors:
         if spec.dtype == pb.D_TYPE_UNSPECIFIED:

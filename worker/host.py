@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -16,7 +16,7 @@ from layermesh.shared.prediction import predict
 from layermesh.shared.residency import Residency
 from layermesh.shared.stage_key import StageKey
 from layermesh.worker.finishing import to_its_end
-from layermesh.worker.kept import Allowance, kept_bytes
+from layermesh.worker.kept import KEPT_BYTES, Allowance
 from layermesh.worker.measuring_turn import at_work, measuring_turn
 from layermesh.worker.opening import StageBudget
 from layermesh.worker.profiling import measure_profile
@@ -68,15 +68,21 @@ class LiveStage:
 class Host:
     """Opens stages within `budget`, and closes those that nobody uses when another needs their memory.
 
-    `note_run` is told what a model's weights, by fingerprint and form, took per byte whenever a session ends.
+    `note_run` is told what a model's weights, by fingerprint and form, took per byte whenever a session ends. Beside the budget,
+    `kept_bytes` of host memory are for what was made of frames.
     """
 
-    def __init__(self, device: torch.device, budget: StageBudget, note_run: NoteRun = lambda *_: None) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        budget: StageBudget,
+        note_run: NoteRun = lambda *_: None,
+        kept_bytes: int = KEPT_BYTES,
+    ) -> None:
         self.device = device
         self._note_run = note_run
-        kept = kept_bytes(budget.device_bytes if device.type == "cpu" else budget.host_bytes or 0)
-        self._allowance = Allowance(kept)
-        self._budget = replace(budget, device_bytes=budget.device_bytes - kept) if device.type == "cpu" else budget
+        self._allowance = Allowance(kept_bytes)
+        self._budget = budget
         self._stages: dict[StageKey, LiveStage] = {}
         self._lock = asyncio.Lock()
 
@@ -106,7 +112,8 @@ class Host:
     ) -> LiveStage:
         """Return the stage by that key, opening it unless it is alive; then `files` is held as long as it lives.
 
-        It takes no more than `most_bytes` of memory, if given. Raises BudgetError where there is no room for it, even without those that nobody uses.
+        It takes no more than `most_bytes` of memory, if given. Raises BudgetError where there is no room for it, even without
+        those that nobody uses.
         """
         async with self._lock:
             if (live := self._stages.get(key)) is None:

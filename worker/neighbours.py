@@ -10,8 +10,10 @@ from layermesh.protos import mesh_pb2 as pb
 from layermesh.protos.mesh_pb2_grpc import WorkerServiceStub
 from layermesh.shared.grpc_options import CHANNEL_OPTIONS
 from layermesh.shared.heartbeat import until_silent
+from layermesh.worker.outbox import Outbox
 
 CLOSE_SECONDS = 1.0
+TOO_SLOW = "it takes frames more slowly than they come"
 Lost = Callable[[str, str], None]
 
 
@@ -28,7 +30,7 @@ class Neighbours:
         if stream is None:
             stream = self._streams[address] = _Stream(address, self._end)
         for part in parts:
-            stream.queue.put_nowait(part)
+            stream.parts.put(part)
 
     async def close(self) -> None:
         """End all streams."""
@@ -43,13 +45,13 @@ class Neighbours:
 
 class _Stream:
     def __init__(self, address: str, ended: Lost) -> None:
-        self.queue: asyncio.Queue[pb.FramePart | None] = asyncio.Queue()  # None: the end
+        self.parts: Outbox[pb.FramePart] = Outbox()
         self._address = address
         self._ended = ended
         self._task = asyncio.create_task(self._carry())
 
     async def close(self) -> None:
-        self.queue.put_nowait(None)
+        self.parts.end()
         await asyncio.wait([self._task], timeout=CLOSE_SECONDS)
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
@@ -74,11 +76,11 @@ class _Stream:
         except grpc.aio.AioRpcError as error:
             return error.details() or error.code().name
         finally:
-            self.queue.put_nowait(None)  # gRPC goes on waiting for more where the other side ended it
-        return "it ended the connection"
+            self.parts.end()  # gRPC goes on waiting for more where the other side ended it
+        return TOO_SLOW if self.parts.is_overrun else "it ended the connection"
 
     async def _requests(self) -> AsyncIterator[pb.ForwardRequest]:
-        while (part := await self.queue.get()) is not None:
+        async for part in self.parts.messages():
             yield pb.ForwardRequest(frame=part)
 
 

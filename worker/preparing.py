@@ -24,9 +24,11 @@ from layermesh.shared.protocol import MANIFEST, PROTOCOL_VERSION
 from layermesh.shared.stage_key import StageKey
 from layermesh.worker.finishing import to_its_end
 from layermesh.worker.host import Host, LiveStage
+from layermesh.worker.limits import usable_sources
 from layermesh.worker.measuring_turn import at_work
 from layermesh.worker.opening import StageBudget, define, open_stage
 from layermesh.worker.own_models import find_own
+from layermesh.worker.patience import without_silence
 from layermesh.worker.stage import Stage
 from layermesh.worker.store import Store, StoredModel
 
@@ -159,10 +161,10 @@ class Preparer:
         sources: Sequence[str],
         tell: Callable[[int], None],
     ) -> int:
-        for address in sources:
+        for address in usable_sources(sources):
             try:
                 return await _receive(stored, part, _fetch_from(address, stored.manifest.fingerprint, part), tell)
-            except (grpc.aio.AioRpcError, CheckpointError):
+            except (grpc.aio.AioRpcError, CheckpointError, MeshError):
                 continue  # it has not got it, or it went away: the next one, and at last the coordinator
         for number in range(NUM_TRIES):
             try:
@@ -228,7 +230,7 @@ def _fetch_from(address: str, fingerprint: str, part: str) -> Callable[[int], As
     async def chunks(offset: int) -> AsyncIterator[pb.Chunk]:
         request = pb.FetchRequest(version=PROTOCOL_VERSION, fingerprint=fingerprint, part=part, offset=offset)
         async with grpc.aio.insecure_channel(address, CHANNEL_OPTIONS) as channel:
-            async for response in WorkerServiceStub(channel).Fetch(request):
+            async for response in without_silence(WorkerServiceStub(channel).Fetch(request), f"the worker at {address}"):
                 yield response.chunk
 
     return chunks

@@ -7,18 +7,20 @@ from dataclasses import dataclass, field
 from layermesh.protos import mesh_pb2 as pb
 from layermesh.shared.errors import BusyError, MeshError
 from layermesh.shared.frames import Failure, Frame, Logits, Outcome
+from layermesh.shared.hidden_states import blamed
 from layermesh.shared.problems import to_problem
+from layermesh.shared.protocol import check_version
 from layermesh.shared.stage_key import StageKey
 from layermesh.shared.wire import MAX_NAME, Envelope, HopTime, Scores, envelope_parts, scores_parts
 from layermesh.worker.faults import Fault
 from layermesh.worker.host import Host
+from layermesh.worker.limits import Load, check_address, check_routes
 from layermesh.worker.neighbours import Neighbours
 
 Reply = Callable[[pb.ForwardResponse], None]
 
 MAX_HOPS = 1024
 GOODBYE_CHECK_SECONDS = 0.02
-MAX_WAITING = 4096  # frames of sweeps of which not all have come
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class RouteHere:
     reply: Reply
     entered: set[int] = field(default_factory=set)  # the hops that have a stream
     waiting: dict[tuple[int, int], list[Envelope]] = field(default_factory=dict)  # by hop and sweep
+    load: Load = field(default_factory=Load)
 
 
 class Routes:
@@ -61,6 +64,10 @@ class Routes:
         """Take note of a route; raises MeshError where it makes no sense or its stage is not ready."""
         if not 0 < len(route.hops) <= MAX_HOPS or route.hop >= len(route.hops) or not 0 < len(route.id) <= MAX_NAME:
             raise MeshError(f"a route of {len(route.hops)} hops makes no sense.")
+        check_version(route.version)
+        check_routes(self._routes, route.id)
+        for hop in route.hops:
+            check_address(hop.address)
         hops = [HopHere(hop.worker[:MAX_NAME], hop.address, StageKey.parse(hop.key)) for hop in route.hops]
         here = RouteHere(route.id, route.epoch, hops, reply)
         known = self._routes.get(route.id)
@@ -110,16 +117,20 @@ class Routes:
         if here is None or envelope.frame.epoch != here.epoch or envelope.hop >= len(here.hops):
             return
         place = (envelope.hop, envelope.sweep)
+        try:
+            here.load.take(envelope)
+        except MeshError as error:
+            self._fail(here, error)
+            return
         together = here.waiting.setdefault(place, [])
         together.append(envelope)
         if len(together) < envelope.sweep_size:
-            if sum(map(len, here.waiting.values())) > MAX_WAITING:
-                self._fail(here, MeshError("too many frames wait for others of their sweep."))
             return
         del here.waiting[place]
         try:
             live = self._host.get(here.hops[envelope.hop].key)
         except BusyError as error:
+            here.load.give_back(together)
             self._fail(here, error)
             return
         aboard = [one for one in together if live.sessions.get(one.frame.session) == here.id]
@@ -127,6 +138,7 @@ class Routes:
             unknown = MeshError(f"session {stranger.frame.session} is not known on layers {live.key.span}. Start it again.")
             failure = Failure(stranger.frame.session, stranger.frame.step, unknown)
             here.reply(pb.ForwardResponse(failure=self._failure(here, failure)))
+            here.load.give_back([stranger])
         if aboard:
             if self._fault is not None:
                 self._fault.strike_at(aboard[0].frame.step)
@@ -154,6 +166,7 @@ class Routes:
         time: HopTime,
     ) -> None:
         """From a stage's thread: pack what became of the frames, and hand it to the event loop."""
+        self._loop.call_soon_threadsafe(here.load.give_back, [envelope for envelope, _ in ran])
         try:
             hop, onward, back = self._packed(here, ran, time)
         except MeshError as error:
@@ -177,7 +190,8 @@ class Routes:
             elif isinstance(outcome, Frame):
                 onward += envelope_parts(envelope.passed(outcome, len(passing), time))
             elif isinstance(outcome, Failure):
-                back.append(pb.ForwardResponse(failure=self._failure(here, outcome)))
+                sender = f"worker {here.hops[envelope.hop - 1].worker}" if envelope.hop else "the coordinator"
+                back.append(pb.ForwardResponse(failure=self._failure(here, blamed(outcome, sender))))
             else:
                 scores = Scores(here.id, here.epoch, outcome, (*envelope.times, time))
                 back += [pb.ForwardResponse(logits=part) for part in scores_parts(scores)]

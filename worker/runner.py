@@ -45,9 +45,9 @@ class _Call:
 class StageRunner:
     """Owns `stage` and everything that happens to it, one after the other.
 
-    A frame that comes once more, on another route for instance, becomes what it became before, as far as `allowance` has room to
-    keep that. Where it streams, frames that wait when a sweep begins share it, whichever routes they belong to, as long as no session has
-    two of them. Otherwise nothing is won by that, and the machine behind would wait for all of them.
+    A frame that comes once more, on another route for instance, becomes what it became before, as far as `allowance` has room
+    to keep that. Where it streams, frames that wait when a sweep begins share it, whichever routes they belong to, as long as
+    no session has two of them. Otherwise nothing is won by that, and the machine behind would wait for all of them.
     """
 
     def __init__(self, stage: Stage, name: str, allowance: Allowance | None = None) -> None:

@@ -25,7 +25,10 @@ from layermesh.shared.machine_profile import MachineProfile
 from layermesh.shared.protocol import PROTOCOL_VERSION
 from layermesh.worker.announcing import Announcer
 from layermesh.worker.host import Host, LiveStage
+from layermesh.worker.kept import KEPT_BYTES
+from layermesh.worker.limits import MAX_CALLS
 from layermesh.worker.opening import StageBudget
+from layermesh.worker.parse_guard import ParseGuard
 from layermesh.worker.profile_cache import ProfileCache
 from layermesh.worker.routes import Routes
 from layermesh.worker.service import Identity, WorkerService
@@ -38,7 +41,10 @@ DRAIN_SECONDS = 4.0  # in which others can take over what runs here
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a worker is told by its user; a `port` of None is the usual one, or any that is free."""
+    """What a worker is told by its user; a `port` of None is the usual one, or any that is free.
+
+    `kept_bytes` of host memory are set aside, beside the budget, for what was made and may be asked for again.
+    """
 
     worker_id: str
     name: str
@@ -47,6 +53,7 @@ class Settings:
     host: str | None = None
     port: int | None = None
     announce: bool = True
+    kept_bytes: int = KEPT_BYTES
 
 
 class WorkerServer:
@@ -62,7 +69,8 @@ class WorkerServer:
         self._profile = profile
         self._store = store
         self._runs = runs
-        self._host = Host(settings.device, settings.budget, *(() if runs is None else (runs.note_run,)))
+        note_run = (lambda *_: None) if runs is None else runs.note_run
+        self._host = Host(settings.device, settings.budget, note_run, settings.kept_bytes)
         self._open = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -88,7 +96,7 @@ class WorkerServer:
         self._open.push_async_callback(self._host.close)
         routes = Routes(settings.name, self._host)
         self._open.push_async_callback(routes.close)
-        server = grpc.aio.server(options=SERVER_OPTIONS)
+        server = grpc.aio.server(interceptors=[ParseGuard()], options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
         identity = Identity(settings.worker_id, settings.name, str(settings.device), self._addresses)
         service = WorkerService(identity, self._profile, self._host, self._store, routes, self._slowdowns)
         add_WorkerServiceServicer_to_server(service, server)
@@ -123,7 +131,7 @@ class WorkerServer:
 
 def _bind(server: grpc.aio.Server, host: str | None, port: int | None) -> int:
     """Listen at a port and return it. Raises UsageError for one that cannot be had."""
-    hosts = (host,) if host is not None else (ANY_HOST, "0.0.0.0")  # noqa: S104 - workers are for the other machines
+    hosts = (host,) if host is not None else (ANY_HOST, "0.0.0.0")  # workers are for the other machines  # noqa: S104  # nosec B104
     ports = (port,) if port is not None else (DEFAULT_PORT, 0)
     problem = ""
     for number in ports:

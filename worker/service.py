@@ -21,9 +21,13 @@ from layermesh.shared.problems import to_problem
 from layermesh.shared.profile_wire import profile_to_proto
 from layermesh.shared.protocol import PROTOCOL_VERSION
 from layermesh.shared.stage_key import StageKey
-from layermesh.shared.wire import MAX_NAME, MAX_TOKENS, FrameAssembler
+from layermesh.shared.wire import MAX_NAME, MAX_TOKENS
+from layermesh.worker.bounded_frames import BoundedFrames, Inflow
 from layermesh.worker.finishing import to_its_end
 from layermesh.worker.host import Host, LiveStage
+from layermesh.worker.limits import check_sessions
+from layermesh.worker.outbox import Outbox
+from layermesh.worker.patience import without_silence
 from layermesh.worker.preparing import Preparer
 from layermesh.worker.routes import RouteHere, Routes
 from layermesh.worker.store import Store, StoredModel
@@ -68,6 +72,7 @@ class WorkerService(WorkerServiceServicer):
         self._routes = routes
         self._slowdowns = slowdowns
         self._preparer = Preparer(host, store)
+        self._inflow = Inflow()
 
     async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:
         """Who this is, what it has and what it runs; any version may ask."""
@@ -116,12 +121,14 @@ class WorkerService(WorkerServiceServicer):
         context: Context,
     ) -> AsyncIterator[pb.ForwardResponse]:
         """Carry frames for as long as the stream lasts; its routes end with it."""
-        responses: asyncio.Queue[pb.ForwardResponse | None] = asyncio.Queue()
+        responses: Outbox[pb.ForwardResponse] = Outbox()
         routes: list[tuple[RouteHere, int]] = []
         task = asyncio.create_task(self._receive(request_iterator, responses, routes))
         try:
-            while (response := await responses.get()) is not None:
+            async for response in responses.messages():
                 yield response
+            if responses.is_overrun:
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "what comes back is read too slowly")
         finally:
             task.cancel()
             for here, hop in routes:
@@ -135,6 +142,7 @@ class WorkerService(WorkerServiceServicer):
                 raise MeshError(f"a session of {request.num_tokens} tokens makes no sense.")
             live = self._host.get(StageKey.parse(request.key))
             routes = live.sessions.values()
+            check_sessions([each.sessions for each in self._host.stages], SessionId(request.session), request.route)
             others = len(routes) > 0 and request.route not in routes  # one's own need not be waited for: they end by themselves
             size = SequenceSize(request.num_tokens, request.num_new)
             session = SessionId(request.session)
@@ -198,23 +206,25 @@ class WorkerService(WorkerServiceServicer):
     async def _receive(
         self,
         requests: AsyncIterator[pb.ForwardRequest],
-        responses: "asyncio.Queue[pb.ForwardResponse | None]",
+        responses: Outbox[pb.ForwardResponse],
         routes: list[tuple[RouteHere, int]],
     ) -> None:
-        assembler = FrameAssembler()
+        frames = BoundedFrames(self._inflow)
         try:
             async for request in requests:
                 if request.WhichOneof("kind") == "route":
-                    here = self._routes.enter(request.route, responses.put_nowait)
+                    here = self._routes.enter(request.route, responses.put)
                     routes.append((here, request.route.hop))
-                    responses.put_nowait(pb.ForwardResponse(accepted=pb.RouteAccepted()))
-                elif (envelope := assembler.add(request.frame)) is not None:
+                    responses.put(pb.ForwardResponse(accepted=pb.RouteAccepted()))
+                elif (envelope := frames.add(request.frame)) is not None:
                     self._routes.run(envelope)
+                await responses.ease()
         except Exception as error:  # whatever came, whoever sent it is told
             failure = pb.FrameFailure(worker=self._identity.name, problem=to_problem(error))
-            responses.put_nowait(pb.ForwardResponse(failure=failure))
+            responses.put(pb.ForwardResponse(failure=failure))
         finally:
-            responses.put_nowait(None)
+            frames.drop()
+            responses.end()
 
 
 class _Caller:
@@ -226,7 +236,7 @@ class _Caller:
 
     async def want(self, part: str, offset: int) -> AsyncIterator[pb.Chunk]:
         self._responses.put_nowait(pb.PrepareResponse(wanted=pb.Wanted(part=part, offset=offset)))
-        async for request in self._requests:
+        async for request in without_silence(self._requests, "the coordinator"):
             chunk = request.chunk
             if chunk.part != part:
                 raise MeshError(f"asked for {part}, the coordinator sent {chunk.part[:80]!r}.")

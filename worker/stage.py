@@ -9,6 +9,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from layermesh.shared.errors import LayermeshError, MeshError, ModelError, ResourceError
 from layermesh.shared.footprint import Footprint, SequenceSize
 from layermesh.shared.frames import Failure, Frame, LayerOutput, Logits, Outcome, SessionId
+from layermesh.shared.hidden_states import check_hidden_states
 from layermesh.shared.model.blocks import Block, BlockTable
 from layermesh.shared.model.definition import ModelDefinition
 from layermesh.shared.model.embedding_use import needs_embeddings_everywhere
@@ -155,9 +156,13 @@ class Stage:
         """What a trial may hand to the first layer: nothing, or hidden states in one of the forms that families use."""
         if self.span.start == 0:
             return (None,)
-        config = self._definition.model.config.get_text_config(decoder=True)
-        hidden = torch.zeros(1, 1, int(getattr(config, "hidden_size", 1)), dtype=self._definition.model.dtype)
+        hidden = torch.zeros(1, 1, self._hidden_size or 1, dtype=self._definition.model.dtype)
         return (LayerOutput((hidden,), bare=True), LayerOutput((hidden,), bare=False))
+
+    @property
+    def _hidden_size(self) -> int:
+        """How wide hidden states are; 0 where the configuration does not say."""
+        return int(getattr(self._definition.model.config.get_text_config(decoder=True), "hidden_size", None) or 0)
 
     def allow(self, budget_bytes: int) -> None:
         """Change how much memory the stage may take from the next session on."""
@@ -259,7 +264,7 @@ class Stage:
         return self._sessions[session].position if session in self._sessions else 0
 
     def check(self, frame: Frame) -> None:
-        """Raise MeshError for a frame that does not continue its session."""
+        """Raise MeshError for a frame that does not continue its session, or with what cannot be hidden states."""
         position = self.position(frame.session)
         if frame.position != position:
             raise MeshError(
@@ -268,6 +273,8 @@ class Stage:
             )
         if (frame.hidden is None) != (self.span.start == 0):
             raise MeshError(f"layers {self.span} take hidden states from the stage before, and only from there.")
+        if frame.hidden is not None:
+            check_hidden_states(frame.hidden, len(frame.token_ids), self._hidden_size, self._definition.model.config.model_type)
 
     def _admit(self, frames: Sequence[Frame]) -> None:
         """Begin the sessions that are new, after a check that each frame comes when it should."""

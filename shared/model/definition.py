@@ -15,10 +15,12 @@ from transformers import logging as transformers_logging
 
 from layermesh.shared.checkpoints.packing import Packing
 from layermesh.shared.errors import CheckpointError, UnsupportedModelError
+from layermesh.shared.model.foreign_code import leave_out_foreign_code
 from layermesh.shared.model.schemes import QuantScheme
 from layermesh.shared.model.stored_quants import take_quantisation
 
 SENSES = ("vision", "audio", "image", "video", "speech")  # what sub-models that text never reaches are called after
+MOST_SAID = 600  # characters of what transformers says: some of it quotes the whole configuration
 ATTENTION_KINDS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 _BUILDING = threading.Lock()  # transformers changes the default dtype of the whole process while it builds a model
 
@@ -105,6 +107,7 @@ def read_config(config_dir: Path) -> Any:
             f"{config_dir.name} is a {config.model_type!r} model, which does not generate text. "
             "layermesh runs causal language models."
         )
+    leave_out_foreign_code(config, config_dir)
     return config
 
 
@@ -219,11 +222,12 @@ def _inside(name: str, outer: tuple[str, ...] | list[str]) -> bool:
 
 
 def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{type(error).__name__}: {' '.join(str(error)[:MOST_SAID].split())}"
 
 
 def _unknown(config_dir: Path, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    said = str(error)[:MOST_SAID].strip()
+    reason = said.splitlines()[0] if said else type(error).__name__
     return (
         f"transformers does not know the architecture in {config_dir / 'config.json'}: {reason} "
         "A newer transformers may (pip install -U transformers); code from model repositories is never run."

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from concurrent import futures
 from contextlib import suppress
 
@@ -12,7 +11,7 @@ from layermesh.coordinator import registry
 from layermesh.shared.announcement import Announcement
 from layermesh.shared.errors import MeshError
 from layermesh.worker.stage import Stage
-from tests.mesh.meshes import answer_alone, ask, machines, num_sessions, open_mesh, stages
+from tests.mesh.meshes import answer_alone, ask, machines, open_mesh, stages
 from tests.mesh.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_models_there")

@@ -45,7 +45,7 @@ def test_workers_tell_it_while_their_route_lasts(tiny, loopback):
 @pytest.fixture
 def nobody(monkeypatch):
     """Somebody is looked for, and nobody is there."""
-    monkeypatch.setattr("layermesh.workers.Workers.find", lambda _: None)
+    monkeypatch.setattr("layermesh.workers.Workers.find", lambda *_, **__: None)
 
 
 def seen_alone(folder, num_tokens, **options):

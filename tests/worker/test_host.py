@@ -180,7 +180,7 @@ def test_sessions_grow_into_what_is_free_and_no_further():
         asked = [host.reserve(one if number % 2 else other, SessionId(f"{number}"), "route", SIZE) for number in range(20)]
         outcomes = await asyncio.gather(*asked, return_exceptions=True)
         assert any(isinstance(outcome, BudgetError) for outcome in outcomes)
-        assert sum(live.residency.total_bytes for live in host.stages) == 90  # a part of the 100 is for what was made
+        assert sum(live.residency.total_bytes for live in host.stages) == BUDGET
         assert len(one.sessions) + len(other.sessions) == sum(not isinstance(outcome, Exception) for outcome in outcomes)
         await host.leave(one, "route")
         assert not one.sessions

@@ -42,7 +42,7 @@ def test_a_session_that_outgrows_the_allowance_cannot_be_replayed_from_and_its_m
     kept.add(frame(2), made(2))
     assert kept.num_steps(SESSION) == 0
     assert allowance.take(2 * BYTES)
-    with pytest.raises(MeshError, match="step 1 .* is past, and nothing of it was kept"):
+    with pytest.raises(MeshError, match=r"step 1 .* is past, and nothing of it was kept"):
         kept.find(frame(1))
     kept.add(frame(3), made(3))  # no half of a past is kept
     assert kept.num_steps(SESSION) == 0
