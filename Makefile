@@ -3,16 +3,22 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt
 
-.PHONY: demo test test-mesh test-gpu gates nightly lint protos architectures bench bench-alone bench-peers bench-mesh bench-gpu clean
+.PHONY: demo test test-mesh test-gpu chaos chaos-sample gates nightly lint protos architectures bench bench-alone bench-peers bench-mesh bench-gpu clean
 
 demo: $(VENV)/installed  ## stream an answer of the default model through a small memory budget
 	$(BIN)/layermesh generate "Explain in three sentences why the sky is blue." --host-memory 100MB --temperature 0
 
 test: $(VENV)/installed-dev  ## the tests, but for those below
-	$(BIN)/python -m pytest --ignore tests/mesh
+	$(BIN)/python -m pytest --ignore tests/mesh --ignore tests/chaos
 
 test-mesh: $(VENV)/installed-dev  ## workers beside each other; as root on Linux also on hosts made of network namespaces
 	$(BIN)/python -m pytest tests/mesh
+
+chaos: $(VENV)/installed-dev  ## real workers killed, frozen and cut off at every point; SEED=N replays a run; writes tests/benchmarks/results
+	$(BIN)/python -m pytest tests/chaos --full $(if $(SEED),--seed $(SEED))
+
+chaos-sample: $(VENV)/installed-dev  ## a minute of that
+	$(BIN)/python -m pytest tests/chaos $(if $(SEED),--seed $(SEED))
 
 test-gpu: $(VENV)/installed-dev  ## those that need an NVIDIA card, which `make test` leaves out where there is none
 	$(BIN)/python -m pytest tests/gpu -rs

@@ -17,8 +17,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: part of the full run only")
-    seed = config.getoption("--seed")
-    config.stash[_REPORT] = Report(random.randrange(1 << 31) if seed is None else seed, full=config.getoption("--full"))
+    seed = config.getoption("--seed", None)  # options of a folder are known only where it was named
+    config.stash[_REPORT] = Report(random.randrange(1 << 31) if seed is None else seed, full=config.getoption("--full", False))
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -26,7 +26,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--full"):
+    if not config.getoption("--full", False):
         items[:] = [item for item in items if item.get_closest_marker("slow") is None]
 
 

@@ -39,7 +39,9 @@ def test_workers_tell_it_while_their_route_lasts(tiny, loopback):
     workers = loopback.add(2)
     with open_mesh(tiny("llama"), workers) as mesh:
         ask(mesh)
-        wait_until(lambda: all(mesh.local.manifest.fingerprint in peer.described.slowdown for peer in mesh.workers.find().peers))
+        wait_until(
+            lambda: all(mesh.local.manifest.fingerprint in peer.described.slowdown for peer in mesh.workers.find().peers)
+        )
 
 
 @pytest.fixture

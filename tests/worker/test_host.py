@@ -253,17 +253,20 @@ def test_files_are_held_as_long_as_the_stage_lives():
 
 
 @pytest.mark.parametrize(("streamed", "told"), [(0, [("0" * 64, "int4", 0.5 / 40)]), (7, [])], ids=["in memory", "streaming"])
-def test_what_tokens_took_is_noted_when_a_route_leaves(streamed, told):
+def test_what_tokens_took_is_noted_when_a_session_ends(streamed, told):
     noted = []
 
     async def scenario(host):
         live = await host.open(key(0), "model", Opening(streamed=streamed))
         host.enter(live, "route")
-        await host.leave(live, "route")
+        live.sessions[SessionId("one")] = "route"
+        await host.release(live, SessionId("one"))
         assert noted == []  # nothing ran
         live.runner._recent.extend([0.25, 0.5, 2.0])
-        host.enter(live, "next")
-        await host.leave(live, "next")
+        live.sessions[SessionId("two")] = "route"
+        await host.release(live, SessionId("two"))
+        assert noted == told  # a route may last
+        await host.leave(live, "route")
         assert noted == told
 
     running(scenario, lambda *run: noted.append(run))
