@@ -68,8 +68,8 @@ class LiveStage:
 class Host:
     """Opens stages within `budget`, and closes those that nobody uses when another needs their memory.
 
-    `note_run` is told what a model's weights, by fingerprint and form, took per byte whenever a session ends. Beside the budget,
-    `kept_bytes` of host memory are for what was made of frames.
+    `note_run` is told what a model's weights, by fingerprint and form, took per byte whenever a session ends. Beside the
+    budget, `kept_bytes` of host memory are for what was made of frames.
     """
 
     def __init__(

@@ -1,3 +1,4 @@
+import logging
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -63,6 +64,14 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.delenv("LAYERMESH_ALONE", raising=False)
         torch.set_num_threads(1)
         yield
+
+
+@pytest.fixture(autouse=True)
+def nothing_fails_unseen(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """No error may be left for the log: exceptions of tasks and of handlers end there."""
+    yield
+    records = [record for when in ("setup", "call") for record in caplog.get_records(when)]
+    assert [record.getMessage() for record in records if record.levelno >= logging.ERROR] == []
 
 
 @pytest.fixture(scope="session")

@@ -66,7 +66,7 @@ def get_ready(trial, mesh, victim):
 def carry_out(trial, mesh, workers, prompt):
     victim, heard = workers[trial.victim], Heard()
     kill = Kill(victim, trial.share * SECONDS[trial.moment])
-    first = Kill(workers[(trial.victim + 1) % NUM_WORKERS], 0.0)
+    first, third = (Kill(workers[(trial.victim + step) % NUM_WORKERS], 0.0) for step in (1, 2))
     with ExitStack() as moment:
         if trial.moment == "prefill":
             moment.enter_context(at_call(trial.at, kill.pull))
@@ -77,11 +77,14 @@ def carry_out(trial, mesh, workers, prompt):
                 kill.pull()
             if num_tokens == trial.at and trial.moment == "again":
                 moment.enter_context(at_load(victim, kill))
+                if trial.at % 2:  # whoever is given more; there may be nobody left then
+                    moment.enter_context(at_load(workers[(trial.victim + 2) % NUM_WORKERS], third))
                 first.pull()
     kill.settle()
+    third.settle()
     struck = kill.at if first.at is None else first.at
     assert struck is not None, "nothing was killed"
-    return heard, heard.gap_after(struck), kill.is_late or kill.at is None
+    return heard, heard.gap_after(struck), kill.is_late or (kill.at is None and third.at is None)
 
 
 def test_every_answer_survives_kill_minus_nine(run, cases, report, capsys):

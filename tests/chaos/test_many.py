@@ -36,7 +36,7 @@ class Killer(threading.Thread):
 
 
 def test_sixteen_sessions_lose_nothing(tmp_path, all_there, report):
-    seconds, period = (120.0, 20.0) if report.full else (20.0, 5.0)
+    seconds, period = (120.0, 20.0) if report.full else (12.0, 4.0)
     model = build("llama", tmp_path / "model")
     prompts = [[5 + number, 6, 7] for number in range(NUM_SESSIONS)]
     expected = [answer_alone(model, prompt, NUM_TOKENS) for prompt in prompts]
@@ -67,6 +67,6 @@ def test_sixteen_sessions_lose_nothing(tmp_path, all_there, report):
             assert time.monotonic() - heard[-1] < HANGING_SECONDS, f"hung after {len(outcomes)} answers"
         killer.stop()
     report.series("R11 kills meanwhile").outcomes += ["kill -9"] * killer.num_kills
-    assert killer.num_kills >= 3
+    assert killer.num_kills >= (5 if report.full else 2)
     assert set(outcomes) == {"right"}
     assert len(outcomes) >= 4 * NUM_SESSIONS

@@ -7,6 +7,7 @@ import pytest
 from layermesh.shared.errors import MeshError
 from tests.architectures.tiny import build
 from tests.chaos.meshes import ask, ask_alone, machines, open_mesh, wait_for_all
+from tests.mesh.waiting import wait_until
 
 FATAL_STEP = 5
 
@@ -24,7 +25,7 @@ def test_a_request_that_kills_two_workers_is_failed_by_name(tmp_path, all_there,
         with pytest.raises(MeshError, match="went down one after the other with this answer") as failed:
             ask(mesh)
         assert set(re.findall(r"w\d", str(failed.value))) == {worker.name for worker in doomed}
-        assert not any(worker.is_running for worker in doomed)
+        wait_until(lambda: not any(worker.is_running for worker in doomed))
         assert ask(mesh, num_tokens=FATAL_STEP).is_equal(short)
         assert machines(mesh) == [survivor.name]
         for worker in doomed:
