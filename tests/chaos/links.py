@@ -3,8 +3,10 @@
 import asyncio
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+
+import psutil
 
 PIECE_BYTES = 16 << 10
 
@@ -13,6 +15,7 @@ class Link:
     """The way to a port of this machine. What is on it while it is cut comes later, as TCP would send it once more.
 
     `there` and `back` are whether the two directions are open, `delay` seconds of each, `rate` bytes a second of each.
+    Processes whose ids are in `closed_to` get nothing through at all.
     """
 
     def __init__(self, target: int) -> None:
@@ -20,6 +23,7 @@ class Link:
         self.there = self.back = True
         self.delay = 0.0
         self.rate = 0.0
+        self.closed_to: set[int] = set()
         self._target = target
 
     @property
@@ -37,9 +41,10 @@ class Link:
         except OSError:  # nobody listens, as the caller will see
             writer.close()
             return
+        caller = _process_at(writer.get_extra_info("peername")[1])
         ways = [
-            asyncio.create_task(self._pass(reader, there_writer, "there")),
-            asyncio.create_task(self._pass(there_reader, writer, "back")),
+            asyncio.create_task(self._pass(reader, there_writer, lambda: self.there and caller not in self.closed_to)),
+            asyncio.create_task(self._pass(there_reader, writer, lambda: self.back and caller not in self.closed_to)),
         ]
         with suppress(asyncio.CancelledError):  # which the server would take for a fault
             await asyncio.wait(ways)
@@ -48,18 +53,18 @@ class Link:
         for end in (writer, there_writer):
             end.transport.abort()
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: str) -> None:
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_open: Callable[[], bool]) -> None:
         pieces: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(maxsize=256)
         reading = asyncio.create_task(self._read(reader, pieces))
         with suppress(OSError), ending(reading):
             while (piece := await pieces.get())[1]:
                 at, data = piece
                 await asyncio.sleep(max(0.0, at + self.delay - time.monotonic()) + (len(data) / self.rate if self.rate else 0))
-                while not getattr(self, way):
+                while not is_open():
                     await asyncio.sleep(0.01)
                 writer.write(data)
                 await writer.drain()
-        while not getattr(self, way):  # nor does the end of a connection get through
+        while not is_open():  # nor does the end of a connection get through
             await asyncio.sleep(0.01)
         writer.close()
 
@@ -72,6 +77,12 @@ class Link:
             except OSError:
                 data = b""
             await pieces.put((time.monotonic(), data))
+
+
+def _process_at(port: int) -> int | None:
+    """Whose end of a connection within this machine has this port."""
+    ends = psutil.net_connections("tcp")  # those of gRPC are of the sixth version, mapped
+    return next((end.pid for end in ends if end.laddr.port == port), None)
 
 
 @contextmanager

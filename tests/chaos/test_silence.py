@@ -1,6 +1,7 @@
 """R2 and R3: workers that are frozen, or cannot be reached for a while, one way or both."""
 
 import random
+import threading
 import time
 
 import pytest
@@ -39,11 +40,16 @@ def owners(workers, num_layers=4):
     return [[name for name, span in running if span.key.start <= layer < span.key.end] for layer in range(num_layers)]
 
 
-def seconds_until_noticed(mesh):
-    """How long it takes until the coordinator knows that what runs is broken, while it asks for nothing."""
-    began = time.monotonic()
-    wait_until(lambda: mesh.local.line.is_broken, DEADLINE_SECONDS)
-    return time.monotonic() - began
+def seconds_until_noticed(mesh, answering):
+    """How long it takes until the coordinator knows that its route is broken, with a call under way that comes too late."""
+    route, began = mesh.workers._route, time.monotonic()
+    asking = threading.Thread(target=answering.until, args=(len(answering.heard.token_ids) + 2,))
+    asking.start()
+    wait_until(lambda: route.is_broken, DEADLINE_SECONDS)
+    seconds = time.monotonic() - began
+    asking.join(DEADLINE_SECONDS)
+    assert not asking.is_alive()
+    return seconds
 
 
 @pytest.mark.parametrize("number", [0, slow(1), slow(2)])
@@ -54,7 +60,7 @@ def test_a_frozen_worker_is_noticed_and_used_again_when_it_wakes(model, expected
         answering = Interrupted(mesh)
         answering.until(5)
         worker.freeze()
-        noticed = seconds_until_noticed(mesh)
+        noticed = seconds_until_noticed(mesh, answering)
         answering.until(12)
         assert worker.name not in machines(mesh)
         worker.thaw()  # what it was given before it has now, and hands it on
@@ -93,7 +99,7 @@ def test_a_partition_is_noticed_and_heals(model, expected, all_there, way, secon
         ways[number].there, ways[number].back = WAYS[way]
         cut = time.monotonic()
         if seconds >= NOTICED_SECONDS:
-            noticed = seconds_until_noticed(mesh)
+            noticed = seconds_until_noticed(mesh, answering)
             assert noticed <= NOTICED_SECONDS
             answering.until(8)
         wait_until(lambda: time.monotonic() - cut > seconds, seconds + 5)
@@ -116,3 +122,25 @@ def test_a_partition_is_noticed_and_heals(model, expected, all_there, way, secon
         else:
             trials.add("identical" + (", not noticed" if not lost else ""))
     assert "chttp2" not in capfd.readouterr().err  # gRPC keeps its remarks to itself
+
+
+@pytest.mark.slow
+def test_workers_that_do_not_reach_each_other_are_noticed(model, expected, all_there, series):
+    """The coordinator reaches both of them; the second one is done without, and asked again with the next request."""
+    first, second = all_there[:2]
+    with links([worker.port for worker in all_there]) as ways, open_mesh(model, [way.address for way in ways]) as mesh:
+        wait_for_all(mesh, 3)
+        answering = Interrupted(mesh)
+        answering.until(5)
+        ways[1].closed_to.add(first.command.pid)
+        noticed = seconds_until_noticed(mesh, answering)
+        assert noticed <= NOTICED_SECONDS
+        answering.until(12)
+        assert second.name not in machines(mesh)
+        ways[1].closed_to.clear()
+        heard = answering.finish()
+        assert heard.difference(expected) == ""
+        assert [failover.worker for failover in answering.failovers] == [second.name]
+        assert ask(mesh).difference(expected) == ""
+        assert machines(mesh) == EVERYBODY
+    series("R3 partition between workers, until noticed").add("identical, used again", noticed)
