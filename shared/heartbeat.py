@@ -10,7 +10,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-BEAT_SECONDS: Final = 0.5  # from one answer to the next question
+BEAT_SECONDS: Final = 0.3  # from one answer to the next question
 SILENCE_SECONDS: Final = 2.2  # after which nobody is there
 LATE_SECONDS: Final = 0.5  # by which this process itself may be late: then it is not the other one's fault
 
