@@ -8,6 +8,7 @@ LayermeshError (1)
 │   ├── UnsupportedModelError a kind of model or file that layermesh does not run
 │   └── TokenizerError        text was given or asked for and there is no tokenizer
 ├── MeshError (4)             workers and the links between them
+│   ├── AwayError             nobody answers where a worker should be
 │   └── BusyError             a worker has no room until others leave
 ├── AuthenticationError (5)   who may take part
 └── ResourceError (6)
@@ -61,6 +62,10 @@ class MeshError(LayermeshError):
     """A worker, or the link to it, failed."""
 
     exit_code = 4
+
+
+class AwayError(MeshError):
+    """Nobody answers where a worker should be."""
 
 
 class BusyError(MeshError):

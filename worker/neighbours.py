@@ -8,7 +8,8 @@ import grpc.aio
 
 from layermesh.protos import mesh_pb2 as pb
 from layermesh.protos.mesh_pb2_grpc import WorkerServiceStub
-from layermesh.shared.grpc_options import CHANNEL_OPTIONS
+from layermesh.shared.channels import Channels
+from layermesh.shared.errors import LayermeshError
 
 CLOSE_SECONDS = 1.0
 Lost = Callable[[str, str], None]
@@ -17,15 +18,16 @@ Lost = Callable[[str, str], None]
 class Neighbours:
     """Sends frames to other workers; `lost` is told the address of one that went away, and why."""
 
-    def __init__(self, lost: Lost) -> None:
+    def __init__(self, lost: Lost, channels: Channels) -> None:
         self._lost = lost
+        self._channels = channels
         self._streams: dict[str, _Stream] = {}
 
     def send(self, address: str, parts: Sequence[pb.FramePart]) -> None:
         """Send the parts of frames to the worker at `address`, in order."""
         stream = self._streams.get(address)
         if stream is None:
-            stream = self._streams[address] = _Stream(address, self._end)
+            stream = self._streams[address] = _Stream(address, self._channels, self._end)
         for part in parts:
             stream.queue.put_nowait(part)
 
@@ -41,9 +43,10 @@ class Neighbours:
 
 
 class _Stream:
-    def __init__(self, address: str, ended: Lost) -> None:
+    def __init__(self, address: str, channels: Channels, ended: Lost) -> None:
         self.queue: asyncio.Queue[pb.FramePart | None] = asyncio.Queue()  # None: the end
         self._address = address
+        self._channels = channels
         self._ended = ended
         self._task = asyncio.create_task(self._carry())
 
@@ -56,11 +59,17 @@ class _Stream:
     async def _carry(self) -> None:
         why = "it ended the connection"
         try:
-            async with grpc.aio.insecure_channel(self._address, CHANNEL_OPTIONS) as channel:
+            async with self._channels.open(self._address) as channel:
                 async for _ in WorkerServiceStub(channel).Forward(self._requests()):
                     pass
         except grpc.aio.AioRpcError as error:
             why = error.details() or error.code().name
+        except LayermeshError as error:
+            why = str(error)
+        except asyncio.CancelledError:
+            if not self._channels.is_cut(self._address):
+                raise
+            why = "it was removed from the mesh"
         finally:
             self.queue.put_nowait(None)  # gRPC goes on waiting for more where the other side ended it
         self._ended(self._address, why)
