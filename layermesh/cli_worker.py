@@ -21,7 +21,6 @@ from layermesh.terminal import StatusLine, harmless, note
 from layermesh.worker.card_memory import CardMemory
 from layermesh.worker.host import LiveStage
 from layermesh.worker.identity import worker_place
-from layermesh.worker.listening import refuse_old_tls
 from layermesh.worker.machine import pick_device, return_memory_promptly
 from layermesh.worker.measuring import profile_machine
 from layermesh.worker.opening import StageBudget, choose_budget
@@ -54,7 +53,6 @@ def run_worker(options: OpeningOptions, worker: WorkerOptions) -> int:
     Raises UsageError for a port that is taken or a name that nobody could write, ResourceError for a device that is not here,
     AuthenticationError for an invitation that does not hold.
     """
-    refuse_old_tls()
     return_memory_promptly()
     name = _name(worker.name)
     device = pick_device(options.get("device"))

@@ -37,6 +37,11 @@ class Guard(grpc.aio.ServerInterceptor):
         self._removed = removed
         self._calls: dict[NodeId, set[asyncio.Task[Any]]] = {}
 
+    @property
+    def num_calls(self) -> int:
+        """How many calls are under way."""
+        return sum(map(len, self._calls.values()))
+
     def cut(self, nodes: AbstractSet[NodeId]) -> None:
         """End all calls of `nodes`, at once."""
         for node in nodes & self._calls.keys():

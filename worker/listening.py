@@ -16,17 +16,6 @@ from layermesh.shared.security.credentials import Credentials
 
 _EVERYWHERE: Final = ("::", "0.0.0.0")  # noqa: S104 - the first with IPv4, the other where there is no IPv6
 _HERE: Final = ("127.0.0.1", "::1")
-_CIPHERS: Final = "GRPC_SSL_CIPHER_SUITES"
-_ONLY_RSA: Final = "ECDHE-RSA-AES128-GCM-SHA256"
-
-
-def refuse_old_tls() -> None:
-    """Have this process refuse TLS before 1.3 where it listens. To be called before gRPC is first used.
-
-    gRPC has no setting for it in Python. This one chooses ciphers of TLS 1.2 and leaves those of 1.3 alone; the one chosen goes
-    with RSA certificates, which no node has, so that nobody can agree on 1.2.
-    """
-    os.environ.setdefault(_CIPHERS, _ONLY_RSA)
 
 
 def listen(server: grpc.aio.Server, host: str | None, port: int | None, credentials: Callable[[], Credentials | None]) -> int:

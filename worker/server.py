@@ -73,6 +73,7 @@ class WorkerServer:
         self._store = store
         self._runs = runs
         self._host = Host(settings.device, settings.budget, *(() if runs is None else (runs.note_run,)))
+        self._guard: Guard | None = None
         self._open = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -100,10 +101,10 @@ class WorkerServer:
         channels = Channels() if membership is None else Channels(membership.credentials, membership.path, membership.removed)
         routes = Routes(settings.name, self._host, channels)
         self._open.push_async_callback(routes.close)
-        guard = None if membership is None else Guard(membership.removed)
-        server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=() if guard is None else (guard,))
-        if membership is not None and guard is not None:
-            add_MembershipServiceServicer_to_server(MembershipService(membership, _Cutting(guard, channels).cut), server)
+        self._guard = None if membership is None else Guard(membership.removed)
+        server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=() if self._guard is None else (self._guard,))
+        if membership is not None and self._guard is not None:
+            add_MembershipServiceServicer_to_server(MembershipService(membership, _Cutting(self._guard, channels).cut), server)
         identity = Identity(settings.worker_id, settings.name, str(settings.device), self._addresses)
         service = WorkerService(identity, self._profile, self._host, self._store, routes, self._slowdowns, channels)
         add_WorkerServiceServicer_to_server(service, server)

@@ -80,5 +80,5 @@ def _why_refused(who: str, own: Member, now: datetime) -> str:
 
 
 def _span(time: timedelta) -> str:
-    hours, minutes = divmod(int(time.total_seconds()) // 60, 60)
+    hours, minutes = divmod(round(time.total_seconds() / 60), 60)
     return f"{hours // 24} days" if hours >= 48 else f"{hours} h {minutes:02} m"
