@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, Self
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -73,7 +73,7 @@ def is_signed(data: bytes, signature: bytes, authority: x509.Certificate) -> boo
     """Whether the authority has signed `data`."""
     try:
         public_key(authority).verify(signature, data, ec.ECDSA(hashes.SHA256()))
-    except (InvalidSignature, ValueError):
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError):
         return False
     return True
 
@@ -82,7 +82,7 @@ def has_issued(authority: x509.Certificate, certificate: x509.Certificate) -> bo
     """Whether the authority has signed `certificate`, whether or not that still holds."""
     try:
         certificate.verify_directly_issued_by(authority)
-    except (InvalidSignature, ValueError, TypeError):
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError):
         return False
     return True
 

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
@@ -24,7 +24,7 @@ MESH_CHARS: Final = 12  # of a hash, to tell meshes apart at a glance
 class Credentials:
     """Raises ValueError where key, certificate and authority do not belong together."""
 
-    key_pem: bytes
+    key_pem: bytes = field(repr=False)
     certificate: x509.Certificate
     authority: x509.Certificate
 

@@ -61,7 +61,7 @@ class Invitations:
     def _load(self) -> list[OpenInvitation]:
         data = read_private(self._path, _MOST_BYTES)
         try:
-            return [] if data is None else [_parse(item) for item in unpackb(data, max_array_len=MOST_INVITATIONS)]
+            return [] if data is None else [_parse(item) for item in _unpack(data)]
         except (UnpackException, ValueError, TypeError) as error:
             raise AuthenticationError(f"{self._path} is damaged. Delete it; invitations that are open are lost.") from error
 
@@ -76,6 +76,13 @@ def _find(kept: Sequence[OpenInvitation], secret_hash: bytes) -> OpenInvitation 
         if hmac.compare_digest(one.secret_hash, secret_hash):
             found = one
     return found
+
+
+def _unpack(data: bytes) -> list[Any]:
+    value = unpackb(data, max_array_len=MOST_INVITATIONS, max_map_len=0, max_ext_len=0)
+    if not isinstance(value, list):
+        raise TypeError("no list")
+    return value
 
 
 def _parse(item: Any) -> OpenInvitation:

@@ -4,7 +4,7 @@ from hashlib import sha256
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -40,7 +40,10 @@ def key_hash(key: ec.EllipticCurvePublicKey) -> bytes:
 
 def public_key(certificate: x509.Certificate) -> ec.EllipticCurvePublicKey:
     """Return the key that a certificate is about; raises ValueError where it is none of ours."""
-    key = certificate.public_key()
+    try:
+        key = certificate.public_key()
+    except UnsupportedAlgorithm as error:
+        raise ValueError("not a key on P-256") from error
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise ValueError("not a key on P-256")
     _check_curve(key.curve)
@@ -63,7 +66,7 @@ def read_request(data: bytes) -> ec.EllipticCurvePublicKey:
         if not request.is_signature_valid or not isinstance(key, ec.EllipticCurvePublicKey):
             raise ValueError("not signed by a key on P-256")
         _check_curve(key.curve)
-    except (ValueError, InvalidSignature, TypeError) as error:
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
         raise AuthenticationError(
             "a request for a certificate that makes no sense. Install the same layermesh there."
         ) from error

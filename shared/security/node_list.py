@@ -49,7 +49,7 @@ class NodeList:
         if data is None:
             return {}
         try:
-            return {node.node: node for node in map(_parse, unpackb(data, max_array_len=MOST_NODES, max_map_len=16))}
+            return {node.node: node for node in map(_parse, _unpack(data))}
         except (UnpackException, ValueError, TypeError) as error:
             raise AuthenticationError(
                 f"{self._path} is damaged. Delete it; the nodes stay paired, and are listed when seen."
@@ -60,6 +60,13 @@ class NodeList:
         if len(nodes) > MOST_NODES:
             raise AuthenticationError(f"{MOST_NODES} nodes are paired. Remove some: `layermesh nodes rm NAME`.")
         write_private(self._path, packb([asdict(node) for node in nodes.values()]))
+
+
+def _unpack(data: bytes) -> list[Any]:
+    value = unpackb(data, max_array_len=MOST_NODES, max_map_len=16, max_ext_len=0)
+    if not isinstance(value, list):
+        raise TypeError("no list")
+    return value
 
 
 def _parse(item: Any) -> PairedNode:
