@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
 
@@ -60,14 +61,12 @@ class CoordinatorFinder:
             question.add_done_callback(self._questions.discard)
 
     async def _ask(self, zeroconf: Zeroconf, name: str) -> None:
-        try:
+        with suppress(ValueError, Error):
             info = AsyncServiceInfo(JOIN_TYPE, name)
             known = info.load_from_cache(zeroconf) or await info.async_request(zeroconf, _PATIENCE_MILLISECONDS)
-        except (ValueError, Error):
-            known = False
+            if known and info.port and info.properties.get(b"ca") == self._hash:
+                self._add([format_address(each, info.port) for each in info.parsed_addresses() if is_reachable(each)])
         self._names.discard(name)  # it may be asked again, should it change
-        if known and info.port and info.properties.get(b"ca") == self._hash:
-            self._add([format_address(each, info.port) for each in info.parsed_addresses() if is_reachable(each)])
 
     def _add(self, addresses: list[str]) -> None:
         with self._changed:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from msgpack import UnpackException, packb, unpackb
 
@@ -19,7 +19,7 @@ Message = dict[str, Any]
 
 async def send_message(writer: asyncio.StreamWriter, message: Mapping[str, Any]) -> None:
     """Send one message."""
-    data: bytes = packb(dict(message))
+    data = cast("bytes", packb(dict(message)))
     writer.write(len(data).to_bytes(_LENGTH_BYTES) + data)
     await writer.drain()
 

@@ -4,7 +4,7 @@ import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from msgpack import UnpackException, packb, unpackb
 
@@ -66,7 +66,7 @@ class Invitations:
             raise AuthenticationError(f"{self._path} is damaged. Delete it; invitations that are open are lost.") from error
 
     def _save(self, kept: Sequence[OpenInvitation]) -> None:
-        write_private(self._path, packb([[one.secret_hash, one.ends, one.is_used] for one in kept]))
+        write_private(self._path, cast("bytes", packb([[one.secret_hash, one.ends, one.is_used] for one in kept])))
 
 
 def _find(kept: Sequence[OpenInvitation], secret_hash: bytes) -> OpenInvitation | None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from msgpack import UnpackException, packb, unpackb
 
@@ -59,7 +59,7 @@ class NodeList:
         """Remember `nodes`. Raises AuthenticationError where they are too many."""
         if len(nodes) > MOST_NODES:
             raise AuthenticationError(f"{MOST_NODES} nodes are paired. Remove some: `layermesh nodes rm NAME`.")
-        write_private(self._path, packb([asdict(node) for node in nodes.values()]))
+        write_private(self._path, cast("bytes", packb([asdict(node) for node in nodes.values()])))
 
 
 def _unpack(data: bytes) -> list[Any]:

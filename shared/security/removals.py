@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 from cryptography import x509
 from msgpack import UnpackException, packb, unpackb
@@ -43,7 +43,7 @@ class SignedRemovals:
         """Sign a list. Raises ValueError for one that is too long."""
         if len(removals.nodes) > MOST_NODES:
             raise ValueError(f"{len(removals.nodes)} nodes were removed, more than the {MOST_NODES} that can be remembered")
-        body: bytes = packb([_KIND, removals.number, sorted(removals.nodes)])
+        body = cast("bytes", packb([_KIND, removals.number, sorted(removals.nodes)]))
         return cls(body, authority.sign(body))
 
     @classmethod
@@ -56,8 +56,7 @@ class SignedRemovals:
 
     def to_bytes(self) -> bytes:
         """Return it as it is kept."""
-        data: bytes = packb([self.body, self.signature])
-        return data
+        return cast("bytes", packb([self.body, self.signature]))
 
     def read(self, authority: x509.Certificate) -> Removals:
         """Return the list. Raises AuthenticationError where the authority did not sign it."""
