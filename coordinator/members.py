@@ -41,9 +41,13 @@ class Members:
         except LayermeshError as error:
             _LOG.debug("%s: %s", client.who, error)
 
+    def has_told(self, node: str) -> bool:
+        """Whether a worker has said that it knows who was removed, as of the newest list."""
+        return self._told.get(NodeId(node), 0) >= self._mesh.signed_removals()[0]
+
     async def watch(self, clients: Callable[[], Iterable[WorkerClient]]) -> None:
         """Break off what is open to nodes as soon as they are removed, and tell the others; until it is cancelled."""
-        known = self._mesh.removed()
+        known: frozenset[NodeId] = frozenset()
         while True:
             await asyncio.sleep(POLL_SECONDS)
             try:

@@ -74,11 +74,11 @@ class Registry:
         self._began = time.monotonic()
         self._known: dict[str, _Known] = {}
         self._announced: dict[str, Announcement] = {}
-        self._members = Members(mesh or MeshHome())
+        self.members = Members(mesh or MeshHome())
         self._open = ExitStack()
         self.loop = EventLoop()
         self._open.callback(self.loop.close)
-        watching = self._members.watch(lambda: [known.client for known in self._known.values()])
+        watching = self.members.watch(lambda: [known.client for known in self._known.values()])
         asyncio.run_coroutine_threadsafe(watching, self.loop.loop)
         self._browser = self._open.enter_context(Browser()) if discover else None
         self.notices: tuple[str, ...] = ()
@@ -197,9 +197,9 @@ class Registry:
         return problem
 
     async def _try(self, address: str) -> Peer:
-        known = self._known.setdefault(address, _Known(WorkerClient(address, self._members.channels)))
+        known = self._known.setdefault(address, _Known(WorkerClient(address, self.members.channels)))
         described = await known.client.describe()
-        await self._members.tend(known.client)
+        await self.members.tend(known.client)
         if known.link is None or time.monotonic() - known.measured > LINK_SECONDS:
             known.link, known.measured = await known.client.measure_link(), time.monotonic()
         return Peer(known.client, described, known.link)

@@ -29,7 +29,7 @@ def remove_node(name: str, *, as_json: bool) -> None:
     mesh = MeshHome()
     removed = mesh.remove(name)  # commands that run on this machine see it by themselves
     others = mesh.nodes()
-    told = _tell(mesh, [node.address for node in others if node.address])
+    told = _tell(mesh, others)
     names = sorted(node.name for node in others if node.node in told)
     later = sorted(node.name for node in others if node.node not in told)
     if as_json:
@@ -49,10 +49,18 @@ def format_nodes(nodes: Sequence[PairedNode]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
-def _tell(mesh: MeshHome, addresses: Sequence[str]) -> set[str]:
-    """Have everybody that answers, where it was seen last or announces itself, know who was removed; return their ids."""
-    with Registry(list(filter(_is_address, addresses)), mesh=mesh) as registry:
-        return {info.worker_id for info in registry.survey() if info.problem is None}
+def _tell(mesh: MeshHome, others: Sequence[PairedNode]) -> set[str]:
+    """Have all others know who was removed: first where they were seen last, which takes no time; return the ids of who does."""
+    addresses = [node.address for node in others if _is_address(node.address)]
+    told = _told(Registry(addresses, discover=False, mesh=mesh))
+    return told if len(told) == len(others) else told | _told(Registry(mesh=mesh))
+
+
+def _told(registry: Registry) -> set[str]:
+    with registry:
+        return {
+            info.worker_id for info in registry.survey() if info.problem is None and registry.members.has_told(info.worker_id)
+        }
 
 
 def _is_address(text: str) -> bool:

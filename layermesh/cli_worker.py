@@ -21,6 +21,7 @@ from layermesh.terminal import StatusLine, harmless, note
 from layermesh.worker.card_memory import CardMemory
 from layermesh.worker.host import LiveStage
 from layermesh.worker.identity import worker_place
+from layermesh.worker.listening import check_host
 from layermesh.worker.machine import pick_device, return_memory_promptly
 from layermesh.worker.measuring import profile_machine
 from layermesh.worker.opening import StageBudget, choose_budget
@@ -62,6 +63,7 @@ def run_worker(options: OpeningOptions, worker: WorkerOptions) -> int:
     with ExitStack() as held:
         place = held.enter_context(worker_place(folder))
         membership = pair(place, name, worker.joining)
+        check_host(worker.host, is_paired=membership.credentials() is not None)
         if device.type != "cpu":
             held.callback(CardMemory(device, budget.device_bytes).close)
         store = Store(folder, limit_bytes)

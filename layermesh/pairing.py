@@ -56,7 +56,17 @@ def pair(place: WorkerPlace, name: str, options: JoinOptions) -> Membership:
         _keep(membership, place, _join(invitation, options.coordinator, place, name))
     elif invitation is None:
         _pair_at_home(membership, known, place, name)
+    _warn(membership)
     return membership
+
+
+def _warn(membership: Membership) -> None:
+    """Say what keeps a worker that is paired from being used."""
+    known = membership.credentials()
+    if known is not None and utc_now() > known.member.ends:
+        note(f"note: this worker's certificate expired on {known.member.ends:%Y-%m-%d}. Pair it again: `layermesh invite`.")
+    elif known is not None and known.member.node in membership.removed():
+        note("note: this worker was removed from its mesh. To have it back, pair it again: `layermesh invite`.")
 
 
 def _belongs(membership: Membership, known: Credentials | None, authority: bytes) -> bool:

@@ -24,19 +24,24 @@ def listen(server: grpc.aio.Server, host: str | None, port: int | None, credenti
     Raises UsageError for a port that cannot be had, AuthenticationError for a host off this machine before it is paired.
     """
     own = credentials()
+    check_host(host, is_paired=own is not None)
     if own is not None:
         secrets = _secrets(own, credentials)
         return _bind(lambda where: server.add_secure_port(where, secrets), _EVERYWHERE if host is None else (host,), port)
-    if host is not None and not is_loopback(format_address(host, DEFAULT_PORT)):
-        raise AuthenticationError(
-            f"this worker is not paired, and would listen at {host} for everybody there. Say `layermesh invite` on the machine "
-            "that coordinates and paste what it prints, or leave out --host: then it listens within this machine."
-        )
     bound = _bind(server.add_insecure_port, _HERE[:1] if host is None else (host,), port)
     if host is None:
         with suppress(RuntimeError):  # a system without IPv6
             server.add_insecure_port(format_address(_HERE[1], bound))
     return bound
+
+
+def check_host(host: str | None, *, is_paired: bool) -> None:
+    """Raise AuthenticationError for a host off this machine, before a worker is paired."""
+    if host is not None and not is_paired and not is_loopback(format_address(host, DEFAULT_PORT)):
+        raise AuthenticationError(
+            f"this worker is not paired, and would listen at {host} for everybody there. Say `layermesh invite` on the machine "
+            "that coordinates and paste what it prints, or leave out --host: then it listens within this machine."
+        )
 
 
 def _secrets(own: Credentials, credentials: Callable[[], Credentials | None]) -> grpc.ServerCredentials:

@@ -215,14 +215,13 @@ def test_the_link_carries_nothing_in_clear(mesh):
 
 
 def test_without_encryption_the_same_search_finds_all_of_it(mesh):
-    """On the loopback interface, where workers that are not paired may be used."""
+    """On the loopback interface, where workers that are not paired are found and used."""
     host = mesh.network.coordinator
     for number in range(2):
-        mesh.start(host, f"plain{number}", "--port", str(50800 + number), "--no-discovery")
+        mesh.start(host, f"plain{number}")
     mesh.wait_for("plain0", "plain1")
-    workers = [option for number in range(2) for option in ("--worker", f"127.0.0.1:{50800 + number}")]
     with captured(host._namespace, mesh.folder / "loopback.pcap") as file:
-        answer = mesh.generate("--spread", "--no-discovery", *workers, home="plain")
+        answer = mesh.generate("--spread", home="plain")
     assert [stage["worker"] for stage in answer["plan"]["stages"]] == ["plain0", "plain1", "local"]
     found = seen(file, mesh.model, answer)
     assert all(found.values()), found
