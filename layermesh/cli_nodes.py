@@ -50,7 +50,7 @@ def format_nodes(nodes: Sequence[PairedNode]) -> str:
 
 
 def _tell(mesh: MeshHome, others: Sequence[PairedNode]) -> set[str]:
-    """Have all others know who was removed: first where they were seen last, which takes no time; return the ids of who does."""
+    """Have all others know who was removed, first where they were seen last, which is quick; return the ids of who does."""
     addresses = [node.address for node in others if _is_address(node.address)]
     told = _told(Registry(addresses, discover=False, mesh=mesh))
     return told if len(told) == len(others) else told | _told(Registry(mesh=mesh))
@@ -58,9 +58,8 @@ def _tell(mesh: MeshHome, others: Sequence[PairedNode]) -> set[str]:
 
 def _told(registry: Registry) -> set[str]:
     with registry:
-        return {
-            info.worker_id for info in registry.survey() if info.problem is None and registry.members.has_told(info.worker_id)
-        }
+        answering = [info.worker_id for info in registry.survey() if info.problem is None]
+        return {node for node in answering if registry.members.has_told(node)}
 
 
 def _is_address(text: str) -> bool:

@@ -2,7 +2,7 @@ from datetime import timedelta
 
 import pytest
 from cryptography import x509
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from layermesh.shared.errors import AuthenticationError
@@ -66,6 +66,7 @@ def test_a_request_says_a_key_and_nothing_else():
     assert read_request(make_request(KEY)) == KEY.public_key()
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 255))
 def test_a_request_that_its_owner_did_not_sign_is_refused(place, change):
     data = bytearray(make_request(KEY))

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from layermesh.shared.errors import AuthenticationError
@@ -16,6 +16,7 @@ def test_the_form_of_an_invitation_stays():
     assert Invitation.parse(TOKEN) == Invitation.parse(f"  {TOKEN.upper()}\n") == Invitation(HASH, SECRET)
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=32, max_size=32), st.binary(min_size=16, max_size=16))
 def test_what_was_written_is_read(authority, secret):
     assert Invitation.parse(Invitation(authority, secret).token) == Invitation(authority, secret)

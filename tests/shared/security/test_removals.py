@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgpack import packb
 
@@ -24,6 +24,7 @@ def test_a_list_is_read_by_those_who_know_the_authority():
         signed.read(Authority.make(utc_now()).certificate)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 255))
 def test_a_list_that_was_changed_is_refused(place, change):
     body = bytearray(SignedRemovals.make(LIST, AUTHORITY).body)
