@@ -21,16 +21,8 @@ ON_TOP = (
     *("reporting", "request", "settings", "terminal", "LayerMesh"),
 )
 HEAVY = (
-    "torch",
-    "transformers",
-    "grpc",
-    "fastapi",
-    "numpy",
-    "gguf",
-    "safetensors",
-    "huggingface_hub",
-    "tokenizers",
-    "cryptography",
+    *("torch", "transformers", "grpc", "fastapi", "numpy", "gguf", "safetensors", "huggingface_hub", "tokenizers"),
+    *("cryptography", "zeroconf"),
 )
 
 

@@ -33,6 +33,18 @@ print("up", flush=True)
 sys.stdin.read()
 """
 
+REFUSAL = """
+import sys, time
+from layermesh.coordinator.registry import Registry
+from layermesh.shared.errors import AuthenticationError
+with Registry(sys.argv[1:], discover=False) as registry:
+    began = time.monotonic()
+    try:
+        registry.find()
+    except AuthenticationError:
+        print(time.monotonic() - began)
+"""
+
 
 class Mesh:
     """A coordinator and three hosts, of which two pair, one does not."""
@@ -143,8 +155,19 @@ def test_what_is_not_encrypted_is_not_spoken_to(mesh):
     host = mesh.network.hosts[2]
     server = host.python("-c", PLAIN_SERVER, f"{host.address}:50999", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert server.stdout.readline() == "up\n"
-    said = mesh.run("generate", "--prompt-ids", "5", "-m", f"./{mesh.model.name}", "--worker", f"{host.address}:50999", code=5)
+    said = mesh.generate("--worker", f"{host.address}:50999", code=5)
     assert "is not paired: nothing is encrypted there" in said
+    refusal = mesh.network.coordinator.run([sys.executable, "-c", REFUSAL, f"{host.address}:50999"], env=mesh.environ("desk"))
+    assert float(refusal.split()[0]) < 1
+
+
+def test_a_machine_that_is_not_paired_listens_within_itself_only(mesh):
+    for port in (50700, 50701):
+        tried = mesh.network.coordinator.python(
+            "-c", "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=5)",
+            mesh.network.hosts[2].address, str(port), stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert "ConnectionRefusedError" in tried.communicate(timeout=20)[1]
 
 
 def test_another_machine_of_the_network_is_refused(mesh):
