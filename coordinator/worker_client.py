@@ -74,8 +74,8 @@ class WorkerClient:
         except AwayError:
             if known is None:
                 raise
-            await self.close()  # it may be another one by now, or have no more to do with us: that is for a handshake to say
-            await self._connect()
+            await self._connect()  # whoever is there by now
+            await known.close()  # not earlier: streams of one that is leaving may still be of use
             response = await self._describe()
         self.name = response.name[:80] or self.address
         if response.version != PROTOCOL_VERSION:
