@@ -75,7 +75,7 @@ class Mesh:
             [*LAYERMESH, *arguments, "--json"],
             env=self.environ("desk") | environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
-        out, errors = process.communicate(timeout=60)
+        out, errors = process.communicate(timeout=180)
         assert process.returncode == 0, errors
         return json.loads(out)
 
@@ -104,7 +104,7 @@ def test_workers_are_found_with_no_configuration(mesh):
     def is_up():
         return all("Ctrl-C ends it" in (mesh.folder / f"laptop-{number}.log").read_text() for number in range(NUM_WORKERS))
 
-    wait_until(is_up, 60)
+    wait_until(is_up, 180)
     found = json.loads(mesh.network.coordinator.run([sys.executable, "-c", LOOK], env=mesh.environ("desk")))
     assert found["seconds"] < 5
     expected = {f"laptop-{number}": host.address for number, host in enumerate(mesh.network.hosts)}

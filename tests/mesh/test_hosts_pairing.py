@@ -20,7 +20,7 @@ pytestmark = requires_namespaces
 LAYERMESH = (sys.executable, "-m", "layermesh")
 CAPTURE = Path(__file__).with_name("capture_script.py")
 IDS = [40, 19, 33, 28, 45, 12, 37, 24, 41, 17, 29, 36]
-START_SECONDS = 90
+START_SECONDS = 240
 NEEDLE_BYTES = 48
 PLAIN_SERVER = """
 import sys
