@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from layermesh.coordinator.generation import FinishReason
 from layermesh.coordinator.plan import Plan
 from layermesh.coordinator.record import Record
+from layermesh.coordinator.recovery.failover import Failover
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,10 @@ class Token:
 
 @dataclass(frozen=True)
 class Answer(Record):
-    """A finished answer. `text` has neither stop strings nor special tokens; `token_ids` has every token made."""
+    """A finished answer. `text` has neither stop strings nor special tokens; `token_ids` has every token made.
+
+    `failovers` has what happened to workers meanwhile.
+    """
 
     text: str
     token_ids: list[int]
@@ -87,3 +91,4 @@ class Answer(Record):
     memory: Memory
     stream: StreamFigures
     timings: Timings
+    failovers: tuple[Failover, ...] = ()

@@ -36,17 +36,26 @@ class Answering:
     """One session from its prompt to its last token: the next frame to send, and what came back.
 
     The prompt goes in calls of at most `chunk_tokens`, then one token at a time: the same shapes alone and on a mesh, which
-    is what makes answers equal to the bit.
+    is what makes answers equal to the bit. `known` are tokens that an earlier process chose: they come again, whatever the
+    scores, and `differs` says whether the scores spoke for others.
     """
 
     def __init__(
-        self, session: SessionId, prompt_ids: Sequence[int], sampler: SamplesTokens, limits: Limits, chunk_tokens: int
+        self,
+        session: SessionId,
+        prompt_ids: Sequence[int],
+        sampler: SamplesTokens,
+        limits: Limits,
+        chunk_tokens: int,
+        known: Sequence[int] = (),
     ) -> None:
         if not prompt_ids or chunk_tokens < 1:
             raise ValueError(f"a prompt has tokens, which go in chunks of some: not {len(prompt_ids)} by {chunk_tokens}")
         self.session = session
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
+        self.differs = False
+        self._known = tuple(known)
         self._prompt_ids = tuple(prompt_ids)
         self._sampler = sampler
         self._limits = limits
@@ -64,13 +73,18 @@ class Answering:
         return self.next_frames()[0]
 
     def next_frames(self) -> list[Frame]:
-        """Return the calls that can follow each other now: what is left of the prompt, or one token."""
-        if self._position >= len(self._prompt_ids):
+        """Return the calls that can follow each other now: the prompt and what is known of the answer, or one token."""
+        num_prompt = len(self._prompt_ids)
+        if self._position >= num_prompt:
             return [Frame(self.session, 0, self._step, self._position, (self.token_ids[-1],))]
-        starts = range(self._position, len(self._prompt_ids), self._chunk_tokens)
+        calls = [
+            (start, self._prompt_ids[start : start + self._chunk_tokens])
+            for start in range(self._position, num_prompt, self._chunk_tokens)
+        ]
+        calls += [(num_prompt + number, (token_id,)) for number, token_id in enumerate(self._known)]
         return [
-            Frame(self.session, 0, self._step + number, start, self._prompt_ids[start : start + self._chunk_tokens])
-            for number, start in enumerate(starts)
+            Frame(self.session, 0, self._step + number, position, token_ids)
+            for number, (position, token_ids) in enumerate(calls)
         ]
 
     def accept(self, frame: Frame, logits: Logits) -> int | None:
@@ -80,6 +94,9 @@ class Answering:
         if self._position < len(self._prompt_ids):
             return None
         token_id = self._sampler.sample(logits.scores)
+        if len(self.token_ids) < len(self._known):
+            chosen, token_id = token_id, self._known[len(self.token_ids)]
+            self.differs |= chosen != token_id
         self.token_ids.append(token_id)
         if token_id in self._limits.stop_ids:
             self.finish_reason = "stop"

@@ -2,8 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import Protocol
 
+from layermesh.coordinator.recovery.failover import Failover
+from layermesh.coordinator.recovery.past import Past
 from layermesh.shared.footprint import SequenceSize
 from layermesh.shared.frames import Failure, Frame, Logits, Outcome, SessionId
 from layermesh.shared.spans import LayerSpan
@@ -38,6 +41,7 @@ class Line(ABC):
 
     def __init__(self) -> None:
         self.sessions: set[SessionId] = set()
+        self.failovers: list[Failover] = []
 
     @property
     def is_broken(self) -> bool:
@@ -61,28 +65,64 @@ class Line(ABC):
     def _release(self, session: SessionId) -> None: ...
 
     @abstractmethod
+    def outcomes(self, frames: Sequence[Frame]) -> Iterator[Logits | Failure]:
+        """Run calls through all layers and yield what becomes of each: one session's in order, or one each of several."""
+
     def try_sweep(self, frames: Sequence[Frame]) -> list[Logits | Failure]:
-        """Run `frames`, each of another session, through all layers and return what became of each, in order."""
+        """Run `frames`, each of another session, and return what became of each, in order."""
+        ended = {outcome.session: outcome for outcome in self.outcomes(frames)}
+        return [ended[frame.session] for frame in frames]
 
     def sweep(self, frames: Sequence[Frame]) -> list[Logits]:
-        """Run `frames`, each of another session, through all layers and return their logits in order.
+        """Run `frames`, each of another session, and return their logits in order.
 
         Raises the first failure; `try_sweep` tells what became of each.
         """
-        logits = []
-        for outcome in self.try_sweep(frames):
-            if isinstance(outcome, Failure):
-                raise outcome.error
-            logits.append(outcome)
-        return logits
+        return [_passed(outcome) for outcome in self.try_sweep(frames)]
 
     def run(self, frames: Sequence[Frame]) -> Iterator[Logits]:
-        """Run the calls of one session, one after the other, and yield their logits."""
-        for frame in frames:
-            yield from self.sweep([frame])
+        """Run the calls of one session, one after the other, and yield their logits. Raises what makes it fail."""
+        for outcome in self.outcomes(frames):
+            yield _passed(outcome)
 
 
-class Pipeline(Line):
+def _passed(outcome: Logits | Failure) -> Logits:
+    if isinstance(outcome, Failure):
+        raise outcome.error
+    return outcome
+
+
+def in_sweeps(frames: Sequence[Frame]) -> list[Sequence[Frame]]:
+    """Return which of `frames` may share a sweep: one after the other where they are one session's."""
+    if len({frame.session for frame in frames}) == len(frames):
+        return [frames]
+    return [[frame] for frame in frames]
+
+
+class Resumable(Line):
+    """A line on which sessions that began on another one can go on."""
+
+    @property
+    def leaving(self) -> frozenset[str]:
+        """The ids of workers that said goodbye."""
+        return frozenset()
+
+    @abstractmethod
+    def resume(self, session: SessionId, past: Past) -> int | None:
+        """Make room for a session that has a past, and return the last hop that lacks it; None where none does.
+
+        Raises BudgetError, and WorkerLostError where a worker goes away.
+        """
+
+    @abstractmethod
+    def replay(self, pasts: Sequence[tuple[Past, int]]) -> None:
+        """Run the calls of sessions again, of all at the same time, each up to the hop that lacks them last.
+
+        Raises what makes it fail.
+        """
+
+
+class Pipeline(Resumable):
     """Passes frames from hop to hop in this process, from the first layer to the logits."""
 
     def __init__(self, hops: Sequence[Hop]) -> None:
@@ -97,15 +137,30 @@ class Pipeline(Line):
         for hop in self._hops:
             hop.reserve(session, size)
 
-    def try_sweep(self, frames: Sequence[Frame]) -> list[Logits | Failure]:
-        """Run `frames`, each of another session, through all layers and return what became of each, in order."""
-        ended: dict[SessionId, Logits | Failure] = {}
+    def outcomes(self, frames: Sequence[Frame]) -> Iterator[Logits | Failure]:
+        """Run calls through all layers and yield what becomes of each: one session's in order, or one each of several."""
+        for sweep in in_sweeps(frames):
+            yield from self._sweep(sweep)
+
+    def _sweep(self, frames: Sequence[Frame]) -> list[Logits | Failure]:
+        ended: list[Logits | Failure] = []
         passing: Sequence[Frame] = frames
         for hop in self._hops:
             outcomes = hop.forward(passing)
             passing = [outcome for outcome in outcomes if isinstance(outcome, Frame)]
-            ended |= {outcome.session: outcome for outcome in outcomes if not isinstance(outcome, Frame)}
-        return [ended[frame.session] for frame in frames]
+            ended += [outcome for outcome in outcomes if not isinstance(outcome, Frame)]
+        return ended
+
+    def resume(self, session: SessionId, past: Past) -> int | None:
+        """Make room for a session that has a past; here it lacks all of it. Raises BudgetError."""
+        self.release(session)
+        self.reserve(session, past.size)
+        return len(self._hops) - 1 if past.frames else None
+
+    def replay(self, pasts: Sequence[tuple[Past, int]]) -> None:
+        """Run the calls of sessions again, in the sweeps of the longest of them."""
+        for frames in zip_longest(*(past.frames for past, _ in pasts)):
+            self.sweep([frame for frame in frames if frame is not None])
 
     def _release(self, session: SessionId) -> None:
         for hop in self._hops:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from layermesh.shared.security.mesh_home import MeshHome
 from layermesh.shared.spans import LayerSpan
 
 LOOK_SECONDS = 1.5  # how long the first look around may take
+RETURN_SECONDS = 1.0  # between two looks for a worker that was lost
 LINK_SECONDS = 60.0  # after which a link is measured again
 TAKEN = frozenset({"local"})  # what the coordinator's own machine is called in plans
 Absence = MeshError | AuthenticationError  # why somebody cannot be used
@@ -82,6 +83,8 @@ class Registry:
         asyncio.run_coroutine_threadsafe(watching, self.loop.loop)
         self._browser = self._open.enter_context(Browser()) if discover else None
         self.notices: tuple[str, ...] = ()
+        self.returned: frozenset[str] = frozenset()  # of those that are watched for, the ids that answer
+        self._watch: asyncio.Task[None] | None = None
 
     def __enter__(self) -> "Registry":
         return self
@@ -100,13 +103,39 @@ class Registry:
             self._known = {}
         self._open.close()
 
-    def find(self) -> list[Peer]:
+    def watch_for(self, workers: Collection[str]) -> None:
+        """Look for workers by id, every second until they answer; `returned` says who did."""
+
+        async def begin() -> None:
+            if self._watch is not None:
+                self._watch.cancel()
+            self._watch = asyncio.create_task(self._look_for(workers)) if workers else None
+
+        self.returned = frozenset()
+        self.loop.run(begin())
+
+    async def _look_for(self, workers: Collection[str]) -> None:
+        while self.returned != frozenset(workers):
+            await asyncio.sleep(RETURN_SECONDS)
+            for addresses in self._places().values():
+                answer = await self._ask(addresses) if self._may_be(addresses, workers) else None
+                if isinstance(answer, Peer) and answer.described.worker_id in workers:
+                    self.returned |= {answer.described.worker_id}
+
+    def _may_be(self, addresses: Sequence[str], workers: Collection[str]) -> bool:
+        """Whether one of `workers` may be there: an address where another one answered is none of theirs."""
+        known = {self._known[address].client.worker_id for address in addresses if address in self._known}
+        return not known or not known.isdisjoint({*workers, ""})
+
+    def find(self, without: Collection[str] = ()) -> list[Peer]:
         """Return the workers that answer, ordered by name; `notices` says what was wrong with others.
+
+        Those whose ids are in `without` are not asked.
 
         Raises MeshError where one that was named has never answered, AuthenticationError where it may not take part; one that
         has answered and went away is left out.
         """
-        return self.loop.run(self._find(self._addresses()))
+        return [peer for peer in self.loop.run(self._find(self._addresses(), without)) if not peer.described.leaving]
 
     def survey(self) -> list[WorkerInfo]:
         """Return everybody who was named or announced, whether or not they answer, ordered by name."""
@@ -128,22 +157,29 @@ class Registry:
         return None if self._browser is None else self._browser.problem
 
     def _addresses(self) -> dict[str, list[str]]:
+        """Where to look for each worker, once others have had the time to announce themselves."""
+        patience = max(self._began + LOOK_SECONDS - time.monotonic(), 0)
+        if self._browser is not None and patience:
+            self._browser.wait(patience, lambda _: False)
+        return self._places()
+
+    def _places(self) -> dict[str, list[str]]:
         """Where to look for each worker: whoever was named at that address, announced ones at any of theirs."""
         places = {address: [address] for address in self._named}
-        if self._browser is None:
-            return places
-        patience = max(self._began + LOOK_SECONDS - time.monotonic(), 0)
-        found = self._browser.wait(patience, lambda _: False) if patience else self._browser.found()
+        found = () if self._browser is None else self._browser.found()
         self._announced = {announcement.worker_id: announcement for announcement in found}
-        here = {address.partition("%")[0] for address in addresses_of(local_interfaces())}
+        here = {address.partition("%")[0] for address in addresses_of(local_interfaces())} if found else set()
         return places | {announcement.worker_id: _places(announcement, here) for announcement in found}
 
-    async def _find(self, places: dict[str, list[str]]) -> list[Peer]:
+    async def _find(self, places: dict[str, list[str]], without: Collection[str]) -> list[Peer]:
+        places = {place: addresses for place, addresses in places.items() if not self._is_one_of(addresses, without)}
         answers = await asyncio.gather(*(self._ask(addresses) for addresses in places.values()))
         peers: dict[str, Peer] = {}
         notices = []
         for place, answer in zip(places, answers, strict=True):
             answer = self._explained(place, answer)
+            if isinstance(answer, Peer) and answer.described.worker_id in without:
+                continue
             if isinstance(answer, Peer):
                 peers.setdefault(answer.described.worker_id, answer)
             elif place in self._named and not self._has_answered(place):
@@ -164,6 +200,9 @@ class Registry:
         if announced is None or announced.mesh or not isinstance(answer, AwayError):
             return answer
         return AuthenticationError(f"{announced.name} is here but not paired: {PAIR}.")
+
+    def _is_one_of(self, addresses: Sequence[str], workers: Collection[str]) -> bool:
+        return any(address in self._known and self._known[address].client.worker_id in workers for address in addresses)
 
     def _has_answered(self, address: str) -> bool:
         return address in self._known and self._known[address].link is not None

@@ -3,15 +3,17 @@
 import asyncio
 import queue
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import grpc.aio
 
 from layermesh.coordinator.event_loop import EventLoop
 from layermesh.coordinator.worker_client import WorkerClient
 from layermesh.protos import mesh_pb2 as pb
-from layermesh.shared.errors import LayermeshError, MeshError
+from layermesh.shared.errors import LayermeshError, MeshError, ResourceError, WorkerLostError, WorkerStarvedError
 from layermesh.shared.footprint import SequenceSize
 from layermesh.shared.frames import Failure, Frame, SessionId
 from layermesh.shared.problems import to_error
@@ -19,10 +21,23 @@ from layermesh.shared.protocol import PROTOCOL_VERSION
 from layermesh.shared.stage_key import StageKey
 from layermesh.shared.wire import Envelope, FrameAssembler, Scores, ScoresAssembler, envelope_parts
 
+T = TypeVar("T")
+
 OPEN_SECONDS = 15.0
 CLOSE_SECONDS = 2.0
 WAKE_SECONDS = 0.2  # between two looks at what else there is to do
-Arrival = Envelope | Scores | Failure
+BLAME_SECONDS = 0.3  # in which a worker that somebody complains about may be seen to have ended
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """A frame has ended where it was to end."""
+
+    session: SessionId
+    step: int
+
+
+Arrival = Envelope | Scores | Failure | Replayed
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +50,23 @@ class RemoteHop:
 
 
 class RemoteRoute:
-    """The streams to all workers of a route; each tells the coordinator itself when something goes wrong there."""
+    """The streams to all workers of a route; each tells the coordinator itself when something goes wrong there.
 
-    def __init__(self, loop: EventLoop, hops: Sequence[RemoteHop]) -> None:
+    A later `epoch` of the same route takes the place of an earlier one on the workers: what stages they share goes on, and
+    frames of the earlier one are void.
+    """
+
+    def __init__(self, loop: EventLoop, hops: Sequence[RemoteHop], route_id: str | None = None, epoch: int = 0) -> None:
         self.hops = tuple(hops)
-        self.id = uuid.uuid4().hex
+        self.id = route_id or uuid.uuid4().hex
+        self.epoch = epoch
+        self.leaving: set[str] = set()  # the ids of workers that said goodbye
         self.streams = False  # whether a worker reads blocks in every sweep
         self._loop = loop
         self._arrivals: queue.SimpleQueue[Arrival | None] = queue.SimpleQueue()  # None: somebody went away
         self._streams: list[_Stream] = []
+        self._watches: list[asyncio.Task[None]] = []
+        self._end: asyncio.Future[None] | None = None  # done when the route is broken
         self._broken: LayermeshError | None = None
         self._is_closed = False
         try:
@@ -57,13 +80,18 @@ class RemoteRoute:
         """Whether a worker went away."""
         return self._broken is not None
 
-    def reserve(self, session: SessionId, size: SequenceSize) -> None:
-        """Make room for a session on every worker. Raises BudgetError."""
+    def reserve(self, session: SessionId, size: SequenceSize, num_steps: int = 0) -> list[bool]:
+        """Make room for a session of which `num_steps` frames have come back, and return for each hop whether it goes on there.
+
+        Raises BudgetError, and WorkerLostError where a worker went away.
+        """
 
         async def reserve() -> list[pb.ReserveResponse]:
-            return await asyncio.gather(*(hop.client.reserve(hop.key, self.id, session, size) for hop in self.hops))
+            return await asyncio.gather(*(hop.client.reserve(hop.key, self.id, session, size, num_steps) for hop in self.hops))
 
-        self.streams = any(response.streamed_bytes for response in self._loop.run(reserve()))
+        responses = self._loop.run(self._unless_broken(reserve()))
+        self.streams = any(response.streamed_bytes for response in responses)
+        return [response.goes_on for response in responses]
 
     def release(self, session: SessionId) -> None:
         """Forget a session on every worker; with the route they are forgotten anyway."""
@@ -71,19 +99,25 @@ class RemoteRoute:
             return
 
         async def release() -> None:
-            await asyncio.gather(*(hop.client.release(hop.key, session) for hop in self.hops))
+            await asyncio.gather(*(hop.client.release(hop.key, self.id, session) for hop in self.hops))
 
-        self._loop.run(release())
+        with suppress(WorkerLostError):
+            self._loop.run(self._unless_broken(release()))
 
-    def send(self, frames: Sequence[Frame], sweep: int) -> None:
-        """Send the frames of one sweep on their way."""
-        parts = [part for frame in frames for part in envelope_parts(Envelope(self.id, 0, sweep, len(frames), frame))]
+    def send(self, frames: Sequence[Frame], sweep: int, end_hop: int | None = None, deadline: float = 0.0) -> None:
+        """Send the frames of one sweep on their way: to the end, or to `end_hop` only.
+
+        A hop that has them for longer than `deadline` seconds counts as lost; 0: none does.
+        """
+        ours = [replace(frame, epoch=self.epoch) for frame in frames]
+        envelopes = [Envelope(self.id, 0, sweep, len(ours), frame, (), end_hop, deadline) for frame in ours]
+        parts = [part for envelope in envelopes for part in envelope_parts(envelope)]
         self._loop.loop.call_soon_threadsafe(self._streams[0].send, parts)
 
-    def receive(self, waiting: Callable[[], None]) -> Envelope | Scores | Failure:
+    def receive(self, waiting: Callable[[], None]) -> Arrival:
         """Return what comes back next; `waiting` is called now and then meanwhile.
 
-        Raises MeshError where a worker went away.
+        Raises WorkerLostError where a worker went away, and MeshError where one cannot go on.
         """
         while True:
             if self._broken is not None:
@@ -102,37 +136,74 @@ class RemoteRoute:
             return
 
         async def close() -> None:
-            await asyncio.gather(*(stream.close() for stream in self._streams))
+            for task in self._watches:
+                task.cancel()
+            await asyncio.gather(*(stream.close() for stream in self._streams), *self._watches, return_exceptions=True)
 
         self._is_closed = True
         self._broken = self._broken or MeshError("the workers were let go of in the middle of this. Ask again.")
         self._loop.run(close())
 
     async def _open(self) -> None:
+        self._end = asyncio.get_running_loop().create_future()
         hops = [pb.Hop(worker=hop.client.name, address=hop.address, key=hop.key.to_proto()) for hop in self.hops]
         for number, hop in enumerate(self.hops):
-            route = pb.Route(version=PROTOCOL_VERSION, id=self.id, epoch=0, hops=hops, hop=number)
-            self._streams.append(_Stream(hop.client, route, self._arrivals.put, self._break))
+            route = pb.Route(version=PROTOCOL_VERSION, id=self.id, epoch=self.epoch, hops=hops, hop=number)
+            self._streams.append(_Stream(hop.client, route, self))
+        self._watches += [asyncio.create_task(self._watch(client)) for client in {hop.client for hop in self.hops}]
         await asyncio.gather(*(stream.accepted() for stream in self._streams))
 
-    def _break(self, error: LayermeshError) -> None:
+    async def _watch(self, client: WorkerClient) -> None:
+        self.end(await client.until_lost())
+
+    async def _unless_broken(self, work: Coroutine[Any, Any, T]) -> T:
+        """Return what `work` returns; raises why the route is broken as soon as it is."""
+        assert self._end is not None
+        working = asyncio.create_task(work)
+        try:
+            either: list[asyncio.Future[Any]] = [working, self._end]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                assert self._broken is not None
+                raise self._broken
+            return working.result()
+        finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+
+    def arrive(self, arrival: Arrival) -> None:
+        """Take what came back on one of the streams."""
+        self._arrivals.put(arrival)
+
+    def end(self, error: LayermeshError) -> None:
+        """Note that nothing more can come back, and why."""
         self._broken = self._broken or error
         self._arrivals.put(None)
+        if self._end is not None and not self._end.done():
+            self._end.set_result(None)
+
+    def fail(self, failure: pb.FrameFailure, client: WorkerClient) -> None:
+        """Take what a worker says went wrong: with one frame, with another worker, or with everything."""
+        error = to_error(failure.problem, failure.worker[:80] or client.name)
+        if failure.session:
+            if isinstance(error, ResourceError):
+                error = WorkerStarvedError(str(error), client.worker_id)
+            self.arrive(Failure(SessionId(failure.session), failure.step, error))
+        elif 0 < failure.lost_hop <= len(self.hops):
+            lost = self.hops[failure.lost_hop - 1].client
+            error = WorkerLostError(str(error), lost.worker_id, returns=False)
+            asyncio.get_running_loop().call_later(BLAME_SECONDS, self.end, error)  # its own stream may say it better
+        else:
+            self.end(error)
 
 
 class _Stream:
-    """The stream to one worker: what comes back is given to `arrive`, and to `end` why nothing comes any more."""
+    """The stream to one worker of `owner`, who is given what comes back, and why nothing comes any more."""
 
-    def __init__(
-        self,
-        client: WorkerClient,
-        route: pb.Route,
-        arrive: Callable[[Arrival], None],
-        end: Callable[[LayermeshError], None],
-    ) -> None:
+    def __init__(self, client: WorkerClient, route: pb.Route, owner: RemoteRoute) -> None:
         self._client = client
-        self._arrive = arrive
-        self._end = end
+        self._owner = owner
+        self._frames, self._scores = FrameAssembler(), ScoresAssembler()
         self._requests: asyncio.Queue[pb.ForwardRequest | None] = asyncio.Queue()  # None: the end
         self._requests.put_nowait(pb.ForwardRequest(route=route))
         self._accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -143,7 +214,9 @@ class _Stream:
         try:
             await asyncio.wait_for(asyncio.shield(self._accepted), OPEN_SECONDS)
         except TimeoutError as error:
-            raise MeshError(f"worker {self._client.name} did not take the route in time. Is it overloaded?") from error
+            raise WorkerLostError(
+                f"worker {self._client.name} did not take the route in time. Is it overloaded?", self._client.worker_id
+            ) from error
 
     def send(self, parts: Sequence[pb.FramePart]) -> None:
         """Send the parts of frames, in order."""
@@ -160,42 +233,43 @@ class _Stream:
             self._accepted.exception()  # seen
 
     async def _receive(self) -> None:
-        error: LayermeshError = MeshError(f"worker {self._client.name} ended the connection. Look at its screen.")
-        frames, scores = FrameAssembler(), ScoresAssembler()
+        client, owner = self._client, self._owner
+        error: LayermeshError = WorkerLostError(
+            f"worker {client.name} ended the connection. Look at its screen.", client.worker_id
+        )
         try:
-            async for response in self._client.forward(self._outgoing()):
-                arrival: Arrival | None = None
-                match response.WhichOneof("kind"):
-                    case "accepted":
-                        self._accept()
-                    case "frame":
-                        arrival = frames.add(response.frame)
-                    case "logits":
-                        arrival = scores.add(response.logits)
-                    case "failure":
-                        arrival = self._failure(response.failure)
-                if arrival is not None:
-                    self._arrive(arrival)
+            async for response in client.forward(self._outgoing()):
+                self._take(response)
         except grpc.aio.AioRpcError as failed:
-            error = self._client.explain(failed)
+            error = client.explain(failed)
         except LayermeshError as failed:
             error = failed
         finally:
             self._requests.put_nowait(None)  # gRPC goes on waiting for more where the other side ended it
         if not self._accepted.done():
             self._accepted.set_exception(error)
-        self._end(error)
+        owner.end(error)
 
-    def _accept(self) -> None:
-        if not self._accepted.done():
-            self._accepted.set_result(None)
-
-    def _failure(self, failure: pb.FrameFailure) -> Failure:
-        """Return what became of a session; raises the error where it is the whole route's."""
-        error = to_error(failure.problem, failure.worker[:80] or self._client.name)
-        if not failure.session:
-            raise error
-        return Failure(SessionId(failure.session), failure.step, error)
+    def _take(self, response: pb.ForwardResponse) -> None:
+        """Hand on what came back; raises the worker's error where it does not take the route."""
+        arrival: Arrival | None = None
+        match response.WhichOneof("kind"):
+            case "accepted" if not self._accepted.done():
+                self._accepted.set_result(None)
+            case "frame":
+                arrival = self._frames.add(response.frame)
+            case "logits":
+                arrival = self._scores.add(response.logits)
+            case "replayed":
+                arrival = Replayed(SessionId(response.replayed.session), response.replayed.step)
+            case "leaving":
+                self._owner.leaving.add(self._client.worker_id)
+            case "failure" if response.failure.session or self._accepted.done():
+                self._owner.fail(response.failure, self._client)
+            case "failure":
+                raise to_error(response.failure.problem, response.failure.worker[:80] or self._client.name)
+        if arrival is not None:
+            self._owner.arrive(arrival)
 
     async def _outgoing(self) -> AsyncIterator[pb.ForwardRequest]:
         while (request := await self._requests.get()) is not None:

@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -16,8 +16,9 @@ from layermesh.protos.mesh_pb2_grpc import MembershipServiceStub, WorkerServiceS
 from layermesh.shared.allocator import keeping_memory
 from layermesh.shared.channels import Channels, pinned
 from layermesh.shared.chunks import Reading, read_chunks
-from layermesh.shared.errors import AuthenticationError, AwayError, LayermeshError, MeshError
-from layermesh.shared.problems import to_error
+from layermesh.shared.errors import AuthenticationError, AwayError, LayermeshError, MeshError, WorkerLostError
+from layermesh.shared.heartbeat import until_silent
+from layermesh.shared.problems import WorkerBudgetError, to_error
 from layermesh.shared.protocol import PROTOCOL_VERSION
 from layermesh.shared.security.nodes import Member, NodeId
 from layermesh.shared.security.removals import SignedRemovals
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from layermesh.shared.footprint import SequenceSize
     from layermesh.shared.frames import SessionId
 
+T = TypeVar("T")
 ReadPart = Callable[[str, int], Reading]
 Progress = Callable[[pb.PrepareProgress], None]
 
@@ -47,10 +49,11 @@ class WorkerClient:
     def __init__(self, address: str, channels: Channels | None = None) -> None:
         self.address = address
         self.name = address
+        self.worker_id = ""
         self.member: Member | None = None  # of the mesh; None for a worker that is not encrypted, on this machine
         self._channels = channels or Channels()
         self._channel: grpc.aio.Channel | None = None
-        self._cut: AuthenticationError | None = None
+        self._cut: WorkerLostError | None = None
 
     @property
     def who(self) -> str:
@@ -78,6 +81,7 @@ class WorkerClient:
             await known.close()  # not earlier: streams of one that is leaving may still be of use
             response = await self._describe()
         self.name = response.name[:80] or self.address
+        self.worker_id = response.worker_id
         if response.version != PROTOCOL_VERSION:
             raise MeshError(
                 f"worker {self.who} runs layermesh {response.software[:40]}, which speaks version "
@@ -128,15 +132,27 @@ class WorkerClient:
             await _end(sending, outgoing)
             call.cancel()
         if ended is None:
-            raise MeshError(f"worker {self.name} ended the connection while it made its layers ready. Look at its screen.")
+            raise WorkerLostError(
+                f"worker {self.name} ended the connection while it made its layers ready. Look at its screen.", self.worker_id
+            )
         if ended.HasField("failed"):
-            raise to_error(ended.failed, self.name)
+            raise self._error(ended.failed)
         return ended.ready
 
-    async def reserve(self, key: StageKey, route: str, session: "SessionId", size: "SequenceSize") -> pb.ReserveResponse:
-        """Make room for a session, waiting for a while where others take it. Raises BudgetError."""
+    async def reserve(
+        self, key: StageKey, route: str, session: "SessionId", size: "SequenceSize", num_steps: int = 0
+    ) -> pb.ReserveResponse:
+        """Make room for a session, waiting for a while where others take it; `num_steps` of its frames have come back.
+
+        Raises BudgetError.
+        """
         request = pb.ReserveRequest(
-            key=key.to_proto(), session=session, num_tokens=size.num_tokens, num_new=size.num_new, route=route
+            key=key.to_proto(),
+            session=session,
+            num_tokens=size.num_tokens,
+            num_new=size.num_new,
+            route=route,
+            num_steps=num_steps,
         )
         deadline = time.monotonic() + BUSY_SECONDS
         while True:
@@ -145,12 +161,12 @@ class WorkerClient:
             if not response.HasField("problem"):
                 return response
             if not response.problem.busy or time.monotonic() > deadline:
-                raise to_error(response.problem, self.name)
+                raise self._error(response.problem)
             await asyncio.sleep(0.1)
 
-    async def release(self, key: StageKey, session: "SessionId") -> None:
+    async def release(self, key: StageKey, route: str, session: "SessionId") -> None:
         """Forget a session; a worker that is gone has forgotten it."""
-        request = pb.ReleaseRequest(key=key.to_proto(), session=session)
+        request = pb.ReleaseRequest(key=key.to_proto(), session=session, route=route)
         try:
             await self._stub.Release(request, timeout=DESCRIBE_SECONDS)
         except (grpc.aio.AioRpcError, LayermeshError):
@@ -180,8 +196,30 @@ class WorkerClient:
 
     async def cut_off(self) -> None:
         """Break off everything with it, since it was removed from the mesh."""
-        self._cut = AuthenticationError(f"worker {self.who} was removed from the mesh.")
+        self._cut = WorkerLostError(f"worker {self.who} was removed from the mesh.", self.worker_id, returns=False)
         await self.close()
+
+    async def while_alive(self, work: Coroutine[Any, Any, T]) -> T:
+        """Return what `work` returns. Raises WorkerLostError as soon as the worker is not there any more."""
+        working = asyncio.ensure_future(work)
+        silence = asyncio.create_task(self.until_lost())
+        try:
+            await asyncio.wait([working, silence], return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            raise silence.result()
+        finally:
+            working.cancel()
+            silence.cancel()
+            await asyncio.gather(working, silence, return_exceptions=True)
+
+    async def until_lost(self) -> WorkerLostError:
+        """Return once the worker is not there any more, with what to say of that."""
+        async with self._open() as channel:  # of its own: what is under way on the other must not delay it
+            gone = await until_silent(channel)
+        return WorkerLostError(
+            f"worker {self.who} does not answer any more ({gone.why}).", self.worker_id, crashed=not gone.is_silence
+        )
 
     def explain(self, error: grpc.aio.AioRpcError) -> MeshError:
         """Return what a failed call means to a user."""
@@ -191,12 +229,16 @@ class WorkerClient:
         if error.code() is grpc.StatusCode.UNAVAILABLE:
             return AwayError(
                 f"worker {self.who} does not answer ({said}). Is it running, and is the address right? "
-                "`layermesh status` shows who is there."
+                "`layermesh status` shows who is there.",
+                self.worker_id,
+                crashed=True,
             )
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return MeshError(f"worker {self.who} did not answer in time. Is it overloaded, or asleep?")
+            return WorkerLostError(f"worker {self.who} did not answer in time. Is it overloaded, or asleep?", self.worker_id)
         if error.code() is grpc.StatusCode.UNIMPLEMENTED:
             return MeshError(f"what answers at {self.address} is no layermesh worker of this version. Check the address.")
+        if error.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN):
+            return WorkerLostError(f"worker {self.who} broke off a call ({said}).", self.worker_id)
         return MeshError(f"worker {self.who}: {said}.")
 
     async def close(self) -> None:
@@ -207,9 +249,16 @@ class WorkerClient:
 
     async def _connect(self) -> None:
         """Find out who is there, and open a connection to nobody else."""
-        self.member = await self._channels.meet(self.address, f"worker {self.who}")
-        self._channel = self._channels.open(pinned(self.address, self.member))
+        try:
+            self.member = await self._channels.meet(self.address, f"worker {self.who}")
+        except WorkerLostError as error:
+            error.worker = self.worker_id
+            raise
+        self._channel = self._open()
         self._cut = None
+
+    def _open(self) -> grpc.aio.Channel:
+        return self._channels.open(pinned(self.address, self.member))
 
     async def _describe(self) -> pb.DescribeResponse:
         with self._calling():
@@ -230,6 +279,12 @@ class WorkerClient:
         if self._channel is None:
             raise self._cut or MeshError(f"worker {self.who} was let go of.")
         return self._channel
+
+    def _error(self, problem: pb.Problem) -> LayermeshError:
+        error = to_error(problem, self.name)
+        if isinstance(error, WorkerBudgetError):
+            error.worker_id = self.worker_id
+        return error
 
     @contextmanager
     def _calling(self) -> Iterator[None]:

@@ -2,28 +2,35 @@
 
 import sys
 import time
+from pathlib import Path
 
 from layermesh.coordinator.answer import Answer
 from layermesh.interrupts import check_interrupt
-from layermesh.mesh import LayerMesh, TokenStream
+from layermesh.mesh import LayerMesh
 from layermesh.settings import GenerationSettings, Prompt
 from layermesh.shared.model.blocks import Block
 from layermesh.shared.units import format_bytes, format_seconds
 from layermesh.sweep_place import SweepPlace
 from layermesh.terminal import StatusLine, harmless, note, print_json
+from layermesh.token_stream import TokenStream
 
 
-def print_answer(mesh: LayerMesh, prompt: Prompt, settings: GenerationSettings, *, as_json: bool, quiet: bool) -> None:
-    """Answer `prompt` on stdout, as text or as one JSON object."""
+def print_answer(
+    mesh: LayerMesh, prompt: Prompt | None, settings: GenerationSettings, journal: Path, *, as_json: bool, quiet: bool
+) -> None:
+    """Answer `prompt` on stdout, as text or as one JSON object; without one, go on with the answer in `journal`."""
     line = StatusLine()
     watcher = _Watcher(mesh, None if quiet else line)
     mesh.local.stage.watcher = watcher.block
     mesh.local.on_wait = watcher.wait
     mesh.local.on_progress = watcher.prepare
+    if not quiet:
+        mesh.local.on_tell = line.note
     shown = harmless if sys.stdout.isatty() else str
     ended = True
+    stream: TokenStream | None = None
     try:
-        stream = mesh.stream(prompt, **settings)
+        stream = mesh.resume(journal) if prompt is None else mesh.stream(prompt, journal=journal, **settings)
         for token in stream:
             check_interrupt()
             watcher.num_tokens += 1
@@ -33,18 +40,31 @@ def print_answer(mesh: LayerMesh, prompt: Prompt, settings: GenerationSettings, 
                 sys.stdout.write(shown(token.text))
                 sys.stdout.flush()
                 line.follow(shown(token.text))
+    except BaseException:
+        if stream is not None and stream.num_tokens and not quiet:
+            end_line(line, ended=ended)
+            note(f"[{stream.num_tokens} tokens are kept: `layermesh generate --resume {journal.stem}` goes on from there]")
+            ended = True
+        raise
     finally:
-        line.clear()
-        if not ended:
-            sys.stdout.write("\n")
-            sys.stdout.flush()
+        end_line(line, ended=ended)
     assert stream.answer is not None
     if as_json:
         print_json(stream.answer.to_dict())
     if not quiet:
         note(_summary(stream, stream.answer, mesh.local.definition.context_length))
+        if stream.differs:
+            note("note: this machine computes otherwise than the one that began; the text goes on from what there was")
         for notice in mesh.local.stage.notices:  # there are none before it has run
             note(f"note: {notice}")
+
+
+def end_line(line: StatusLine, *, ended: bool) -> None:
+    """Leave the cursor at the beginning of a line of its own."""
+    line.clear()
+    if not ended:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
 
 
 class _Watcher:

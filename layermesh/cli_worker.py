@@ -4,7 +4,7 @@ import asyncio
 import signal
 import socket
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from layermesh.terminal import StatusLine, harmless, note
 from layermesh.worker.card_memory import CardMemory
 from layermesh.worker.host import LiveStage
 from layermesh.worker.identity import worker_place
+from layermesh.worker.kept import kept_bytes
 from layermesh.worker.listening import check_host
 from layermesh.worker.machine import pick_device, return_memory_promptly
 from layermesh.worker.measuring import profile_machine
@@ -57,7 +58,7 @@ def run_worker(options: OpeningOptions, worker: WorkerOptions) -> int:
     return_memory_promptly()
     name = _name(worker.name)
     device = pick_device(options.get("device"))
-    budget = _budget(options, device)
+    budget, kept = _budget(options, device)
     limit_bytes = None if worker.store_limit is None else _bytes(worker.store_limit, "--store-limit")
     folder = worker.store or home() / "store"
     with ExitStack() as held:
@@ -72,7 +73,7 @@ def run_worker(options: OpeningOptions, worker: WorkerOptions) -> int:
         cache = ProfileCache()
         profile = profile_machine(device, folder, budget.device_bytes, budget.host_bytes, cache)
         settings = Settings(
-            place.read_id(), name, device, budget, worker.host, worker.port, worker.announce, membership=membership
+            place.read_id(), name, device, budget, worker.host, worker.port, worker.announce, kept, membership=membership
         )
         return asyncio.run(_serve(WorkerServer(settings, profile, store, cache), settings, profile, quiet=worker.quiet))
 
@@ -130,13 +131,18 @@ def _name(name: str | None) -> str:
     return chosen
 
 
-def _budget(options: OpeningOptions, device: torch.device) -> StageBudget:
+def _budget(options: OpeningOptions, device: torch.device) -> tuple[StageBudget, int]:
+    """Return what stages may take, and what is set aside of the memory allowed for what they have made."""
     budget = choose_budget(device, device_budget(options), host_budget(options))
     if budget.device_bytes < LEAST_BUDGET_BYTES:
         raise UsageError(
             f"{format_bytes(budget.device_bytes)} of memory hold no layer of any model. Give it more: {budget.flag} 1GB."
         )
-    return budget
+    if device.type == "cpu":
+        kept = kept_bytes(budget.device_bytes)
+        return replace(budget, device_bytes=budget.device_bytes - kept), kept
+    kept = kept_bytes(budget.host_bytes or 0)
+    return replace(budget, host_bytes=None if budget.host_bytes is None else budget.host_bytes - kept), kept
 
 
 def _bytes(text: str, flag: str) -> int:

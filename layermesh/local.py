@@ -12,6 +12,7 @@ from layermesh.coordinator.answer import HopFigures
 from layermesh.coordinator.mesh_pipeline import MeshPipeline
 from layermesh.coordinator.pipeline import Line, Pipeline
 from layermesh.coordinator.plan import Plan, StagePlan
+from layermesh.coordinator.recovery.lasting_line import LastingLine
 from layermesh.coordinator.tokenizer import Tokenizer
 from layermesh.packs import use_pack
 from layermesh.settings import OpeningOptions, check_opening, device_budget, host_budget
@@ -67,6 +68,7 @@ class LocalModel:
         self.planned_tokens: int | None = None  # the length of sequence that a plan makes room for
         self.dtype = _dtype(options.get("dtype")) or pick_dtype(_stored_dtype(self.checkpoint, self.config), self.device)
         self.fast_path = options.get("fast_path", True)
+        self.on_tell: Callable[[str], None] = options.get("tell", lambda _: None)  # what a user should know meanwhile
         self.on_wait: Callable[[], None] = lambda: None  # called now and then while other machines compute
         self.on_progress: Callable[[str, str, int, int], None] = lambda *_: None  # who does what, and how far it is in bytes
         self.remote_stages: tuple[StagePlan, ...] = ()
@@ -104,11 +106,11 @@ class LocalModel:
         """What config.json says."""
         return _read_json(self.checkpoint.config_dir / "config.json")
 
-    def run_alone(self) -> None:
-        """Run all layers here from now on."""
+    def run_alone(self) -> Pipeline:
+        """Have all layers here, and return the line through them."""
         self.run_part(LayerSpan(0, self.definition.num_layers))
-        self.line = Pipeline([self.stage])
         self.remote_stages, self.predicted, self.has_part = (), None, True
+        return Pipeline([self.stage])
 
     def run_part(self, span: LayerSpan) -> None:
         """Have a stage of `span` here, in place of the one there is."""
@@ -166,15 +168,21 @@ class LocalModel:
 
     def hop_figures(self) -> tuple[HopFigures, ...]:
         """Return where the time of recent tokens went on other machines, in the order of the route."""
-        if not isinstance(self.line, MeshPipeline):
+        if (line := self.mesh_line) is None:
             return ()
-        names = [hop.client.name for hop in self.line.route.hops]
-        times = zip(names, self.line.hop_times(), strict=False)  # none before the first token
+        names = [hop.client.name for hop in line.route.hops]
+        times = zip(names, line.hop_times(), strict=False)  # none before the first token
         return tuple(HopFigures(name, time.computed, time.waited) for name, time in times)
 
     def network_seconds(self) -> float | None:
         """Return what recent tokens spent between machines; None where this one is alone."""
-        return self.line.network_seconds() if isinstance(self.line, MeshPipeline) else None
+        return None if (line := self.mesh_line) is None else line.network_seconds()
+
+    @property
+    def mesh_line(self) -> MeshPipeline | None:
+        """The line through workers; None where this machine is alone, be it for want of them."""
+        line = self.line.current if isinstance(self.line, LastingLine) else self.line
+        return line if isinstance(line, MeshPipeline) else None
 
     def close(self) -> None:
         """Give everything back."""

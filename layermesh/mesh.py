@@ -2,81 +2,47 @@
 
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack
 
 from layermesh.coordinator.answer import Answer, Token
-from layermesh.coordinator.generation import generate
+from layermesh.coordinator.generation import Limits, generate
+from layermesh.coordinator.journal import Beginning, Journal, read_journal
 from layermesh.local import LocalModel
 from layermesh.many import AnswerStream
 from layermesh.reply import Reply
 from layermesh.request import Request
-from layermesh.settings import MAX_SESSIONS, GenerationSettings, OpeningOptions, Prompt, check_names, check_sessions, is_alone
+from layermesh.settings import (
+    MAX_SESSIONS,
+    RESULT_OPTIONS,
+    GenerationSettings,
+    OpeningOptions,
+    Prompt,
+    check_names,
+    check_sessions,
+    is_alone,
+)
 from layermesh.shared.errors import UsageError
+from layermesh.shared.footprint import SequenceSize
 from layermesh.shared.frames import SessionId
 from layermesh.shared.library import DEFAULT_MODEL
+from layermesh.shared.library.names import asked
 from layermesh.speed_notes import note_speed
+from layermesh.token_stream import StreamOutcome, TokenStream
 
 if TYPE_CHECKING:
     from layermesh.coordinator.registry import Registry
     from layermesh.workers import Workers
 
 
-@dataclass(slots=True)
-class _Outcome:
-    """What becomes of a stream. Apart from it, so that a stream that is dropped goes, and its memory, at once."""
-
-    answer: Answer | None = None
-    cut_to: int | None = None
-
-
-class TokenStream:
-    """The tokens of an answer as they are made.
-
-    Memory is set aside with the first token and given back with the last, by `close`, or when the stream is dropped.
-    `greedy` is whether the likeliest token is taken each time.
-    """
-
-    def __init__(self, tokens: Generator[Token], outcome: _Outcome, *, greedy: bool) -> None:
-        self.greedy = greedy
-        self._tokens = tokens
-        self._outcome = outcome
-
-    @property
-    def answer(self) -> Answer | None:
-        """The whole answer, once all tokens have been taken."""
-        return self._outcome.answer
-
-    @property
-    def cut_to(self) -> int | None:
-        """The most tokens that memory had room for; None where it had enough."""
-        return self._outcome.cut_to
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.close()
-
-    def __iter__(self) -> Iterator[Token]:
-        return self
-
-    def __next__(self) -> Token:
-        return next(self._tokens)
-
-    def close(self) -> None:
-        """End early and forget the session."""
-        self._tokens.close()
-
-
 def _workers(local: LocalModel, registry: "Registry", options: OpeningOptions) -> "Workers":
     from layermesh.workers import Workers
 
-    return Workers(local, registry, spread=options.get("spread", False), tell=options.get("tell", lambda _: None))
+    return Workers(local, registry, spread=options.get("spread", False))
 
 
 class LayerMesh:
@@ -92,6 +58,8 @@ class LayerMesh:
     def __init__(self, model: str = DEFAULT_MODEL, **options: Unpack[OpeningOptions]) -> None:
         check_names(options, OpeningOptions, "LayerMesh")
         self._closed = False
+        self.asked = asked(str(model))
+        self._options: dict[str, object] = {name: options[name] for name in RESULT_OPTIONS if name in options}
         with ExitStack() as opened:
             registry = None
             if not is_alone(options):
@@ -134,17 +102,32 @@ class LayerMesh:
         assert stream.answer is not None
         return stream.answer
 
-    def stream(self, prompt: Prompt, **settings: Unpack[GenerationSettings]) -> TokenStream:
+    def stream(self, prompt: Prompt, *, journal: Path | None = None, **settings: Unpack[GenerationSettings]) -> TokenStream:
         """Answer as `generate` does, token by token: iterate over the result, then take its `answer`.
 
-        A BudgetError comes with the first token.
+        With a `journal` each token is on the disk there before it is given out, for `resume`; a whole answer leaves none. A
+        BudgetError comes with the first token.
         """
         began = time.monotonic()
         check_names(settings, GenerationSettings, "an answer")
         self._get_ready()
         request = Request.make(self.local, prompt, settings)
-        outcome = _Outcome()
-        return TokenStream(self._run(request, outcome, began), outcome, greedy=request.params.greedy)
+        outcome = StreamOutcome()
+        return TokenStream(self._run(request, outcome, began, journal), outcome, greedy=request.params.greedy)
+
+    def resume(self, journal: Path) -> TokenStream:
+        """Go on with an answer that was interrupted: all of its tokens come, those that there were first.
+
+        Raises UsageError for a file that is no journal, or one of another model.
+        """
+        began = time.monotonic()
+        beginning, known = read_journal(journal)
+        self._get_ready()
+        if beginning.model != self.asked:
+            raise UsageError(f"{journal} has an answer of {beginning.model}, and this is {self.asked}.")
+        request, outcome = Request.again(self.local, beginning), StreamOutcome()
+        tokens = self._run(request, outcome, began, journal, beginning, known)
+        return TokenStream(tokens, outcome, greedy=request.params.greedy)
 
     def generate_many(
         self,
@@ -205,31 +188,57 @@ class LayerMesh:
             check_names(one, GenerationSettings, "an answer")
         return [partial(Request.make, self.local, prompt, one) for prompt, one in zip(given, merged, strict=True)]
 
-    def _run(self, request: Request, outcome: _Outcome, began: float) -> Generator[Token]:
+    def _run(
+        self,
+        request: Request,
+        outcome: StreamOutcome,
+        began: float,
+        journal: Path | None = None,
+        beginning: Beginning | None = None,
+        known: Sequence[int] = (),
+    ) -> Generator[Token]:
         self._check_open()
         session = SessionId(uuid.uuid4().hex)
         line = self.local.line
         try:
-            limits, chunk = request.fit(partial(self.local.reserve, session))
+            limits, chunk = self._reserve(request, session, beginning)
             if limits != request.limits:
                 outcome.cut_to = limits.max_new_tokens
-            reply = Reply(self.local, request, session, limits, chunk, began)
-            for token_id in generate(line, reply.answering):
-                token = reply.take(token_id)
-                outcome.answer = reply.answer
-                yield token
-                if reply.answer is None:
-                    self._check_open()
+            reply = Reply(self.local, request, session, limits, chunk, began, known)
+            with ExitStack() as held:
+                written = None if journal is None else held.enter_context(Journal(journal))
+                if written is not None and beginning is None:
+                    written.begin(request.beginning(self.asked, self._options, limits, chunk))
+                for token_id in generate(line, reply.answering):
+                    outcome.num_tokens += 1
+                    outcome.differs = reply.answering.differs
+                    if written is not None and outcome.num_tokens > len(known):
+                        written.add(token_id)
+                    token = reply.take(token_id)
+                    outcome.answer = reply.answer
+                    if written is not None and reply.answer is not None:
+                        written.finish()
+                    yield token
+                    if reply.answer is None:
+                        self._check_open()
             if self.workers is not None and outcome.answer is not None:
                 note_speed(self.local, outcome.answer)
         finally:
             line.release(session)
 
+    def _reserve(self, request: Request, session: SessionId, beginning: Beginning | None) -> tuple[Limits, int]:
+        """Make room for a session; one that goes on needs the room that it had."""
+        if beginning is None:
+            return request.fit(partial(self.local.reserve, session))
+        size = SequenceSize(len(request.prompt_ids) + request.limits.max_new_tokens, beginning.chunk_tokens)
+        self.local.line.reserve(session, size)
+        return request.limits, beginning.chunk_tokens
+
     def _get_ready(self) -> None:
         """Look which machines there are now, unless answers are under way on those that there were."""
         self._check_open()
         line = self.local.line
-        if self.workers is not None and (line.is_broken or not line.sessions):
+        if self.workers is not None and not line.sessions:
             self.workers.engage()
 
     def _check_open(self) -> None:

@@ -1,7 +1,8 @@
 """What would run where for a model, with the workers that answered."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from layermesh.coordinator.planning.machines import Links, Machine
 from layermesh.coordinator.planning.mesh_plan import MeshPlan, predict_mesh
@@ -33,20 +34,26 @@ class Planning:
         self._local = local
         self._spread = spread
 
-    def plan(self, peers: Sequence[Peer], what_if: Sequence[str] = (), mine: Collection[str] = ()) -> MeshPlan:
+    def plan(
+        self,
+        peers: Sequence[Peer],
+        what_if: Sequence[str] = (),
+        mine: Collection[str] = (),
+        caps: Mapping[str, int] = MappingProxyType({}),
+    ) -> MeshPlan:
         """Return what would run on `peers`, on the machines of `what_if` and here; what others run already is joined.
 
-        `mine` are the ids of workers that run a route of this process now. Raises BudgetError where no division fits,
-        UsageError for a machine that nobody can imagine.
+        `mine` are the ids of workers that run a route of this process now, `caps` the most bytes that some may be given.
+        Raises BudgetError where no division fits, UsageError for a machine that nobody can imagine.
         """
         cost = model_cost(self._local)
         own = self._own_machine(peers, cost)
         imagined = [imagine(text, number + 1, own) for number, text in enumerate(what_if)]
-        workers = [*(self._machine(peer, own) for peer in peers), *(machine for machine, _ in imagined)]
+        workers = [*(_capped(self._machine(peer, own), peer, caps) for peer in peers), *(machine for machine, _ in imagined)]
         near = {peer.name: peer.link for peer in peers} | {machine.name: link for machine, link in imagined}
         links = Links(near)
         if self._spread:
-            return _predict_spread(cost, workers, own, links)
+            return _predict_spread(cost, workers, own, links, {peer.name for peer in peers if peer.described.worker_id in caps})
         running = running_parts(self._running(peers, mine), workers, own, len(cost.layers))
         if running:
             try:
@@ -99,9 +106,22 @@ def _is_here(peer: Peer) -> bool:
     return is_loopback(peer.client.address) or host in addresses_of(local_interfaces())
 
 
-def _predict_spread(cost: ModelCost, workers: Sequence[Machine], own: Machine, links: Links) -> MeshPlan:
+def _capped(machine: Machine, peer: Peer, caps: Mapping[str, int]) -> Machine:
+    """Return the machine with no more memory than has turned out to be there."""
+    profile = machine.profile
+    cap = caps.get(peer.described.worker_id, profile.device_bytes)
+    return replace(machine, profile=replace(profile, device_bytes=min(profile.device_bytes, cap)))
+
+
+def _predict_spread(
+    cost: ModelCost, workers: Sequence[Machine], own: Machine, links: Links, capped: Collection[str]
+) -> MeshPlan:
+    """Give everybody a part; where that does not fit, not to those of whom less memory is there than they said."""
     parts = spread_evenly(workers, own, len(cost.layers))
-    try:
-        return predict_mesh(cost, parts, links)
-    except BudgetError:  # the last worker has the head where this machine has no room for it
-        return predict_mesh(cost, parts[:-1], links)
+    for tried in (parts, parts[:-1]):  # the last worker has the head where this machine has no room for it
+        try:
+            return predict_mesh(cost, tried, links)
+        except BudgetError:
+            if tried is not parts and not capped:
+                raise
+    return plan_mesh(cost, [*(worker for worker in workers if worker.name not in capped), own], links)

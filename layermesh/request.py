@@ -1,11 +1,12 @@
 """What is asked of a model: a prompt and settings, made into ids, limits and a way to choose."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeGuard, cast
 
 from layermesh.coordinator.chat import Message
 from layermesh.coordinator.generation import Limits
+from layermesh.coordinator.journal import Beginning
 from layermesh.coordinator.sampling import SamplingParams
 from layermesh.coordinator.stop_tokens import stop_token_ids
 from layermesh.coordinator.text_stream import TextStream
@@ -30,6 +31,17 @@ class Request:
     flexible: bool
     params: SamplingParams
     text: TextStream
+    stop: tuple[str, ...] = ()
+
+    @classmethod
+    def again(cls, local: LocalModel, beginning: Beginning) -> "Request":
+        """Return what was asked when an answer began that now goes on."""
+        text = TextStream(local.tokenizer, beginning.stop)
+        return cls(list(beginning.prompt_ids), beginning.limits, False, beginning.params, text, beginning.stop)
+
+    def beginning(self, model: str, options: Mapping[str, object], limits: Limits, chunk: int) -> Beginning:
+        """Return what must be known for the answer to go on later."""
+        return Beginning(model, options, tuple(self.prompt_ids), limits, self.params, self.stop, chunk)
 
     @classmethod
     def make(cls, local: LocalModel, prompt: Prompt, settings: GenerationSettings) -> "Request":
@@ -48,6 +60,7 @@ class Request:
             max_new_tokens is None,
             _params(local, settings),
             TextStream(tokenizer, stop),
+            stop,
         )
 
     def fit(self, reserve: Callable[[int, int], int]) -> tuple[Limits, int]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 DTYPES: Final = ("float32", "bfloat16", "float16")
 MAX_SESSIONS: Final = 32  # aboard at once, unless somebody says otherwise
+RESULT_OPTIONS: Final = ("dtype", "fast_path", "quantize", "group_size", "revision")  # those that change what is computed
 _SAMPLING: Final = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
 
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
@@ -158,6 +159,12 @@ def check_batch(input_path: str | None, output_path: str | None, sessions: int |
         raise UsageError("--output and --sessions are for many prompts. Give these with --input prompts.jsonl.")
     if sessions is not None:
         check_sessions(sessions)
+
+
+def check_resuming(settings: GenerationSettings, input_path: str | None, prompt_ids: str | None) -> None:
+    """Raise UsageError for what does not go with an answer that has begun."""
+    if input_path is not None or prompt_ids is not None or any(value not in (None, False, ()) for value in settings.values()):
+        raise UsageError("an answer goes on with the prompt and the settings that it began with. Say --resume without others.")
 
 
 def check_sampling(settings: GenerationSettings) -> None:

@@ -3,7 +3,6 @@
 from contextlib import suppress
 
 from layermesh.coordinator.answer import Answer
-from layermesh.coordinator.mesh_pipeline import MeshPipeline
 from layermesh.local import LocalModel
 from layermesh.shared.errors import LayermeshError
 from layermesh.worker.profile_cache import ProfileCache
@@ -16,8 +15,8 @@ def note_speed(local: LocalModel, answer: Answer) -> None:
     residency, num_tokens = local.stage.residency, len(answer.token_ids) - 1
     if residency is None or not residency.stays_whole or not len(local.stage.span) or num_tokens < LEAST_TOKENS:
         return
-    line = local.line
-    seconds = line.own_seconds() if isinstance(line, MeshPipeline) else answer.timings.decode_seconds / num_tokens
+    line = local.mesh_line
+    seconds = line.own_seconds() if line is not None else answer.timings.decode_seconds / num_tokens
     with suppress(LayermeshError):  # a model that cannot be described to others is not planned for either
         fingerprint = local.manifest.fingerprint
         ProfileCache().note_run(fingerprint, local.definition.weight_form, seconds / residency.resident_bytes)

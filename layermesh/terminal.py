@@ -51,6 +51,14 @@ class StatusLine:
             sys.stderr.flush()
             self._visible = False
 
+    def note(self, text: str) -> None:
+        """Write a line for the user's eyes to stderr; text on the same terminal goes on below it."""
+        self.clear()
+        if self._enabled and self._column:
+            sys.stderr.write("\n")
+            self._column = 0
+        note(harmless(text))
+
     def follow(self, text: str) -> None:
         """Note that `text` was written to the terminal, to know how near the right edge the cursor is."""
         if self._enabled:

@@ -2,38 +2,49 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from layermesh.coordinator.mesh_pipeline import MeshPipeline
+from layermesh.coordinator.pipeline import Pipeline, Resumable
 from layermesh.coordinator.plan import StagePlan
 from layermesh.coordinator.planning.mesh_plan import MeshPlan
+from layermesh.coordinator.recovery.decisions import Event, Lost, Rebuild, Standing, decide
+from layermesh.coordinator.recovery.lasting_line import LastingLine, starved
 from layermesh.coordinator.registry import Peer, Registry
 from layermesh.coordinator.remote_route import RemoteHop, RemoteRoute
 from layermesh.local import WORKER_NAME, LocalModel
 from layermesh.planning import Planning
 from layermesh.protos import mesh_pb2 as pb
 from layermesh.shared.chunks import Reading, in_chunks
-from layermesh.shared.errors import BusyError
+from layermesh.shared.errors import BusyError, WorkerLostError, WorkerStarvedError
 from layermesh.shared.model.dividing import why_undivided
 from layermesh.shared.part_source import PartReading, PartSource
 from layermesh.shared.prediction import Prediction
+from layermesh.shared.problems import WorkerBudgetError
 from layermesh.shared.protocol import MANIFEST, PROTOCOL_VERSION
 from layermesh.shared.spans import LayerSpan
 from layermesh.shared.stage_key import StageKey
 from layermesh.shared.units import format_seconds
 
-Tell = Callable[[str], None]
+T = TypeVar("T")
 NUM_TRIES = 20  # where another coordinator gets in first with another division
 RETRY_SECONDS = 0.5
+EVERYBODY = Rebuild()
 
 
 @dataclass(frozen=True, slots=True)
 class _Chosen:
-    """A worker and what it is to run."""
+    """A worker, what it is to run, and how much memory that should take."""
 
     peer: Peer
     key: StageKey
+    memory_bytes: int
+
+    @property
+    def worker_id(self) -> str:
+        return self.peer.described.worker_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,28 +58,34 @@ class Found:
 class Workers:
     """Finds workers for `local`, and lets it run through them from the next request on.
 
-    With `spread` everybody gets a share, even where fewer machines would be faster. `tell` is given what a user should know.
+    With `spread` everybody gets a share, even where fewer machines would be faster.
     """
 
-    def __init__(self, local: LocalModel, registry: Registry, *, spread: bool = False, tell: Tell = lambda _: None) -> None:
+    def __init__(self, local: LocalModel, registry: Registry, *, spread: bool = False) -> None:
         self._local = local
         self._registry = registry
         self._planning = Planning(local, spread=spread)
-        self._tell = tell
-        self._present: list[tuple[str, StageKey]] = []  # what runs now, by the workers' ids
+        self._route: RemoteRoute | None = None
+        self._present: list[_Chosen] = []  # what runs now
+        self._placed: list[tuple[str, LayerSpan]] = []  # by the workers' ids, the own part too
+        self._before: list[tuple[str, LayerSpan]] = []  # the same, before the last change in the middle of an answer
+        self._given: dict[str, int] = {}
+        self._names: dict[str, str] = {}
         self._said = ""
         self._notices: set[str] = set()
 
-    def find(self, what_if: Sequence[str] = ()) -> Found | None:
+    def find(self, what_if: Sequence[str] = (), order: Rebuild = EVERYBODY) -> Found | None:
         """Return who is there and what would run where, with the machines of `what_if` too; None where nobody is.
 
-        Raises MeshError where a worker that was named does not answer, UsageError for a machine that nobody can imagine.
+        `order` says who is not asked. Raises MeshError where a worker that was named does not answer, UsageError for a machine
+        that nobody can imagine.
         """
         reason = why_undivided(self._local.definition.model)
         if reason is not None:
             self._say(f"{self._local.name} cannot be divided among machines ({reason}): running alone")
             return None
-        peers = self._registry.find()
+        peers = self._registry.find(order.without)
+        self._names |= {peer.described.worker_id: peer.name for peer in peers}
         for notice in self._registry.notices:
             if notice not in self._notices:
                 self._notices.add(notice)
@@ -76,84 +93,173 @@ class Workers:
         if not peers and not what_if:
             self._say("no workers found: running alone")
             return None
-        return Found(tuple(peers), self._planning.plan(peers, what_if, [worker_id for worker_id, _ in self._present]))
+        mine = [one.peer.described.worker_id for one in self._present]
+        return Found(tuple(peers), self._planning.plan(peers, what_if, mine, order.caps))
 
     def engage(self) -> None:
         """Look who is there, and run through them if that is faster than alone.
 
         Raises MeshError where a worker that was named does not answer, and what a worker has to complain about.
         """
-        for number in range(NUM_TRIES):
-            found = self.find()
-            if found is None:
-                self._run_alone()
-                return
+        standing, order = Standing(), Rebuild()
+        while True:
             try:
-                self._run_through(found)
+                self._engage(order)
                 return
-            except BusyError:
-                if number + 1 == NUM_TRIES:
+            except (WorkerLostError, WorkerStarvedError) as error:
+                if not error.worker:
                     raise
-                time.sleep(RETRY_SECONDS)
+                if isinstance(error, WorkerStarvedError):
+                    event: Event = starved(error, self.given_bytes(error.worker))
+                else:
+                    event = Lost(error.worker)
+                standing, (instruction,) = decide(standing, event)
+                if not isinstance(instruction, Rebuild):
+                    raise
+                order = instruction
+                self._tell(f"{error} Going on without that.")
 
     def close(self) -> None:
         """Let go of the workers."""
         self._leave()
         self._registry.close()
 
-    def _run_through(self, found: Found) -> None:
-        stages = [stage for stage in found.plan.stages if stage.machine != WORKER_NAME]
-        if not stages:
-            self._say(f"{_count(found.peers)} found, and this machine is faster alone")
-            self._run_alone()
-            return
+    def rebuild(self, order: Rebuild) -> Resumable:
+        """Make a line anew in the middle of answers: as a later epoch of the route that there is, or through nobody.
+
+        Raises WorkerLostError and WorkerStarvedError for a worker that fails meanwhile.
+        """
+        before = self._route
+        self._before = self._placed
+
+        def build() -> Resumable:
+            found = self.find(order=order)
+            self._check_present(found, order)
+            chosen = [] if found is None else self._chosen(found)
+            if found is None or not chosen:
+                line: Resumable = self._alone()
+            else:
+                line = self._bring_up(found, chosen, None if before is None else before.id, order)
+            return line
+
+        line = _patiently(build)
+        if before is not None:
+            before.close()
+        return line
+
+    def name(self, worker: str) -> str:
+        """What its user calls a worker."""
+        return self._names.get(worker, worker[:8])
+
+    def given_bytes(self, worker: str) -> int:
+        """How much memory the plan took of a worker."""
+        return self._given.get(worker, 0)
+
+    def successors(self, worker: str) -> tuple[str, ...]:
+        """Who runs, since the last `rebuild`, layers that a worker ran before it, or ran those that it runs now."""
+        lost = [span for who, span in self._before if who == worker]
+        if lost:
+            others = [who for who, span in self._placed if who != worker and any(map(span.overlaps, lost))]
+        else:
+            gained = [span for who, span in self._placed if who == worker]
+            others = [who for who, span in self._before if who != worker and any(map(span.overlaps, gained))]
+        return tuple(dict.fromkeys("this machine" if who == WORKER_NAME else self.name(who) for who in others))
+
+    def await_return(self, workers: Collection[str]) -> None:
+        """Begin to look whether workers that were lost answer again; instead of those that were looked for before."""
+        self._registry.watch_for(workers)
+
+    def returned(self) -> frozenset[str]:
+        """Those of the awaited that answer again."""
+        return self._registry.returned
+
+    def _engage(self, order: Rebuild) -> None:
+        def build() -> Resumable | None:
+            found = self.find(order=order)
+            chosen = [] if found is None else self._chosen(found)
+            if found is None or not chosen:
+                if found is not None:
+                    self._say(f"{_count(found.peers)} found, and this machine is faster alone")
+                return self._alone() if self._route is not None or self._local.mesh_line is not None else None
+            if _present(chosen) == _present(self._present) and self._route is not None and not self._route.is_broken:
+                return None
+            self._leave()
+            self._say(_sentence(found))
+            return self._bring_up(found, chosen, None, order)
+
+        line = _patiently(build)
+        if line is not None:
+            self._registry.watch_for(())
+            self._local.line = LastingLine(line, self, self._tell) if self._route is not None else line
+
+    def _chosen(self, found: Found) -> list[_Chosen]:
+        """Who runs something, in the order of the route."""
         by_name = {peer.name: peer for peer in found.peers}
-        keys = [self._local.stage_key(stage.span, has_head=stage.has_head) for stage in stages]
-        chosen = [_Chosen(by_name[stage.machine], key) for stage, key in zip(stages, keys, strict=True)]
-        present = [(one.peer.described.worker_id, one.key) for one in chosen]
-        if present == self._present and not self._is_broken():
-            return
-        self._leave()
-        self._say(_sentence(found))
-        ready = self._prepare(chosen)
+        stages = [stage for stage in found.plan.stages if stage.machine != WORKER_NAME]
+        return [
+            _Chosen(by_name[stage.machine], self._local.stage_key(stage.span, has_head=stage.has_head), stage.memory_bytes)
+            for stage in stages
+        ]
+
+    def _bring_up(self, found: Found, chosen: Sequence[_Chosen], route_id: str | None, order: Rebuild) -> MeshPipeline:
+        """Have everybody make ready what they are to run, and open the route through them."""
+        self._given = {}
+        for one in chosen:
+            self._given[one.worker_id] = self._given.get(one.worker_id, 0) + one.memory_bytes
+        ready = self._prepare(chosen, route_id, order.caps)
         own = next((stage for stage in found.plan.stages if stage.machine == WORKER_NAME), None)
         self._local.run_part(LayerSpan(0, self._local.definition.num_layers) if own is None else own.span)
         peers = [one.peer for one in chosen]
         hops = [RemoteHop(one.peer.client, one.key, one.peer.address_for(peers)) for one in chosen]
-        route = RemoteRoute(self._registry.loop, hops)
-        self._local.line = MeshPipeline(route, None if own is None else self._local.stage, lambda: self._local.on_wait())
+        self._route = RemoteRoute(self._registry.loop, hops, route_id, order.epoch)
         self._local.has_part = own is not None
         self._local.remote_stages = tuple(_stage_plan(one, each) for one, each in zip(chosen, ready, strict=True))
         self._local.predicted = Prediction(found.plan.seconds_per_token, found.plan.bottleneck)
-        self._present = present
+        self._present = list(chosen)
+        self._placed = [(one.worker_id, one.key.span) for one in chosen]
+        if own is not None:
+            self._placed.append((WORKER_NAME, own.span))
+        slowest = max(stage.seconds for stage in found.plan.stages)
+        return MeshPipeline(self._route, None if own is None else self._local.stage, self._wait, slowest)
 
-    def _run_alone(self) -> None:
-        if isinstance(self._local.line, MeshPipeline):  # in use, or left over from a preparation that failed
-            self._leave()
-            self._local.run_alone()
+    def _tell(self, text: str) -> None:
+        self._local.on_tell(text)
+
+    def _wait(self) -> None:
+        self._local.on_wait()
+
+    def _alone(self) -> Pipeline:
+        self._leave()
+        self._placed = [(WORKER_NAME, LayerSpan(0, self._local.definition.num_layers))]
+        return self._local.run_alone()
+
+    def _check_present(self, found: Found | None, order: Rebuild) -> None:
+        """Raise WorkerLostError for a worker of the route that has gone away as well."""
+        there = {peer.described.worker_id for peer in found.peers} if found is not None else set[str]()
+        for one in self._present:
+            if one.worker_id not in there | order.without:
+                raise WorkerLostError(f"worker {one.peer.client.who} does not answer any more.", one.worker_id)
 
     def _leave(self) -> None:
-        if isinstance(self._local.line, MeshPipeline):
-            self._local.line.close()
-        self._present = []
+        if self._route is not None:
+            self._route.close()
+        self._route, self._present = None, []
 
-    def _is_broken(self) -> bool:
-        return not isinstance(self._local.line, MeshPipeline) or self._local.line.is_broken
-
-    def _prepare(self, chosen: Sequence[_Chosen]) -> list[pb.PrepareReady]:
+    def _prepare(self, chosen: Sequence[_Chosen], route: str | None, caps: Mapping[str, int]) -> list[pb.PrepareReady]:
         """Have all workers make their spans ready at the same time."""
-        loop = self._registry.loop
 
         async def prepare() -> list[pb.PrepareReady]:
-            return await asyncio.gather(*(self._prepare_one(one, chosen) for one in chosen))
+            return await asyncio.gather(*(self._prepare_one(one, chosen, route, caps) for one in chosen))
 
-        return loop.run(prepare())
+        return self._registry.loop.run(prepare())
 
-    async def _prepare_one(self, one: _Chosen, chosen: Sequence[_Chosen]) -> pb.PrepareReady:
+    async def _prepare_one(
+        self, one: _Chosen, chosen: Sequence[_Chosen], route: str | None, caps: Mapping[str, int]
+    ) -> pb.PrepareReady:
         peers = [other.peer for other in chosen]
         others = [
             peer.address_for(peers)
-            for peer in peers
+            for peer in sorted(peers, key=lambda peer: peer.link.seconds)
             if peer is not one.peer and any(model.fingerprint == one.key.fingerprint for model in peer.described.stored)
         ]
         start = pb.PrepareStart(
@@ -162,8 +268,17 @@ class Workers:
             model=self._local.name,
             revision=self._local.revision,
             sources=others,
+            route=route or "",
+            keeps=[other.key.to_proto() for other in chosen if other.worker_id == one.worker_id and other is not one],
+            most_bytes=caps.get(one.worker_id, 0),
         )
-        return await one.peer.client.prepare(start, self._read, lambda progress: self._progress(one.peer, progress))
+        client = one.peer.client
+        try:
+            return await client.while_alive(
+                client.prepare(start, self._read, lambda progress: self._progress(one.peer, progress))
+            )
+        except WorkerBudgetError as error:
+            raise WorkerStarvedError(str(error), one.worker_id, error.budget_bytes) from error
 
     def _read(self, part: str, offset: int) -> Reading:
         if part == MANIFEST:
@@ -177,6 +292,22 @@ class Workers:
         if sentence != self._said:
             self._said = sentence
             self._tell(sentence)
+
+
+def _present(chosen: Sequence[_Chosen]) -> list[tuple[str, StageKey]]:
+    return [(one.worker_id, one.key) for one in chosen]
+
+
+def _patiently(build: Callable[[], T]) -> T:
+    """Return what `build` returns, once whoever was first with another division is done."""
+    for number in range(NUM_TRIES):
+        try:
+            return build()
+        except BusyError:
+            if number + 1 == NUM_TRIES:
+                raise
+            time.sleep(RETRY_SECONDS)
+    raise AssertionError
 
 
 def _stage_plan(one: _Chosen, ready: pb.PrepareReady) -> StagePlan:

@@ -33,7 +33,7 @@ class DescribeRequest(_message.Message):
     def __init__(self, version: _Optional[int] = ...) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("version", "worker_id", "name", "software", "device", "profile", "running", "stored", "addresses", "slowdown")
+    __slots__ = ("version", "worker_id", "name", "software", "device", "profile", "running", "stored", "addresses", "slowdown", "leaving")
     class SlowdownEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +51,7 @@ class DescribeResponse(_message.Message):
     STORED_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     SLOWDOWN_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
     version: int
     worker_id: str
     name: str
@@ -61,7 +62,8 @@ class DescribeResponse(_message.Message):
     stored: _containers.RepeatedCompositeFieldContainer[StoredModel]
     addresses: _containers.RepeatedScalarFieldContainer[str]
     slowdown: _containers.ScalarMap[str, float]
-    def __init__(self, version: _Optional[int] = ..., worker_id: _Optional[str] = ..., name: _Optional[str] = ..., software: _Optional[str] = ..., device: _Optional[str] = ..., profile: _Optional[_Union[Profile, _Mapping]] = ..., running: _Optional[_Iterable[_Union[RunningSpan, _Mapping]]] = ..., stored: _Optional[_Iterable[_Union[StoredModel, _Mapping]]] = ..., addresses: _Optional[_Iterable[str]] = ..., slowdown: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    leaving: bool
+    def __init__(self, version: _Optional[int] = ..., worker_id: _Optional[str] = ..., name: _Optional[str] = ..., software: _Optional[str] = ..., device: _Optional[str] = ..., profile: _Optional[_Union[Profile, _Mapping]] = ..., running: _Optional[_Iterable[_Union[RunningSpan, _Mapping]]] = ..., stored: _Optional[_Iterable[_Union[StoredModel, _Mapping]]] = ..., addresses: _Optional[_Iterable[str]] = ..., slowdown: _Optional[_Mapping[str, float]] = ..., leaving: _Optional[bool] = ...) -> None: ...
 
 class Profile(_message.Message):
     __slots__ = ("device_bytes", "host_bytes", "bus_bytes_per_second", "disk_bytes_per_second", "weight_bytes_per_second", "flops_per_second", "compute_fingerprint")
@@ -157,18 +159,24 @@ class PrepareRequest(_message.Message):
     def __init__(self, start: _Optional[_Union[PrepareStart, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
 
 class PrepareStart(_message.Message):
-    __slots__ = ("version", "key", "model", "revision", "sources")
+    __slots__ = ("version", "key", "model", "revision", "sources", "route", "keeps", "most_bytes")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
+    KEEPS_FIELD_NUMBER: _ClassVar[int]
+    MOST_BYTES_FIELD_NUMBER: _ClassVar[int]
     version: int
     key: SpanKey
     model: str
     revision: str
     sources: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, version: _Optional[int] = ..., key: _Optional[_Union[SpanKey, _Mapping]] = ..., model: _Optional[str] = ..., revision: _Optional[str] = ..., sources: _Optional[_Iterable[str]] = ...) -> None: ...
+    route: str
+    keeps: _containers.RepeatedCompositeFieldContainer[SpanKey]
+    most_bytes: int
+    def __init__(self, version: _Optional[int] = ..., key: _Optional[_Union[SpanKey, _Mapping]] = ..., model: _Optional[str] = ..., revision: _Optional[str] = ..., sources: _Optional[_Iterable[str]] = ..., route: _Optional[str] = ..., keeps: _Optional[_Iterable[_Union[SpanKey, _Mapping]]] = ..., most_bytes: _Optional[int] = ...) -> None: ...
 
 class PrepareResponse(_message.Message):
     __slots__ = ("wanted", "progress", "ready", "failed")
@@ -235,36 +243,42 @@ class Problem(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., message: _Optional[str] = ..., budget_bytes: _Optional[int] = ..., needed_bytes: _Optional[int] = ..., busy: _Optional[bool] = ...) -> None: ...
 
 class ReserveRequest(_message.Message):
-    __slots__ = ("key", "session", "num_tokens", "num_new", "route")
+    __slots__ = ("key", "session", "num_tokens", "num_new", "route", "num_steps")
     KEY_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_NEW_FIELD_NUMBER: _ClassVar[int]
     ROUTE_FIELD_NUMBER: _ClassVar[int]
+    NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
     key: SpanKey
     session: str
     num_tokens: int
     num_new: int
     route: str
-    def __init__(self, key: _Optional[_Union[SpanKey, _Mapping]] = ..., session: _Optional[str] = ..., num_tokens: _Optional[int] = ..., num_new: _Optional[int] = ..., route: _Optional[str] = ...) -> None: ...
+    num_steps: int
+    def __init__(self, key: _Optional[_Union[SpanKey, _Mapping]] = ..., session: _Optional[str] = ..., num_tokens: _Optional[int] = ..., num_new: _Optional[int] = ..., route: _Optional[str] = ..., num_steps: _Optional[int] = ...) -> None: ...
 
 class ReserveResponse(_message.Message):
-    __slots__ = ("resident_bytes", "streamed_bytes", "problem")
+    __slots__ = ("resident_bytes", "streamed_bytes", "problem", "goes_on")
     RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     STREAMED_BYTES_FIELD_NUMBER: _ClassVar[int]
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    GOES_ON_FIELD_NUMBER: _ClassVar[int]
     resident_bytes: int
     streamed_bytes: int
     problem: Problem
-    def __init__(self, resident_bytes: _Optional[int] = ..., streamed_bytes: _Optional[int] = ..., problem: _Optional[_Union[Problem, _Mapping]] = ...) -> None: ...
+    goes_on: bool
+    def __init__(self, resident_bytes: _Optional[int] = ..., streamed_bytes: _Optional[int] = ..., problem: _Optional[_Union[Problem, _Mapping]] = ..., goes_on: _Optional[bool] = ...) -> None: ...
 
 class ReleaseRequest(_message.Message):
-    __slots__ = ("key", "session")
+    __slots__ = ("key", "session", "route")
     KEY_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
     key: SpanKey
     session: str
-    def __init__(self, key: _Optional[_Union[SpanKey, _Mapping]] = ..., session: _Optional[str] = ...) -> None: ...
+    route: str
+    def __init__(self, key: _Optional[_Union[SpanKey, _Mapping]] = ..., session: _Optional[str] = ..., route: _Optional[str] = ...) -> None: ...
 
 class ReleaseResponse(_message.Message):
     __slots__ = ()
@@ -297,20 +311,40 @@ class ForwardRequest(_message.Message):
     def __init__(self, route: _Optional[_Union[Route, _Mapping]] = ..., frame: _Optional[_Union[FramePart, _Mapping]] = ...) -> None: ...
 
 class ForwardResponse(_message.Message):
-    __slots__ = ("accepted", "frame", "logits", "failure")
+    __slots__ = ("accepted", "frame", "logits", "failure", "replayed", "leaving")
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     FRAME_FIELD_NUMBER: _ClassVar[int]
     LOGITS_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    REPLAYED_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
     accepted: RouteAccepted
     frame: FramePart
     logits: LogitsPart
     failure: FrameFailure
-    def __init__(self, accepted: _Optional[_Union[RouteAccepted, _Mapping]] = ..., frame: _Optional[_Union[FramePart, _Mapping]] = ..., logits: _Optional[_Union[LogitsPart, _Mapping]] = ..., failure: _Optional[_Union[FrameFailure, _Mapping]] = ...) -> None: ...
+    replayed: Replayed
+    leaving: Leaving
+    def __init__(self, accepted: _Optional[_Union[RouteAccepted, _Mapping]] = ..., frame: _Optional[_Union[FramePart, _Mapping]] = ..., logits: _Optional[_Union[LogitsPart, _Mapping]] = ..., failure: _Optional[_Union[FrameFailure, _Mapping]] = ..., replayed: _Optional[_Union[Replayed, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ...) -> None: ...
 
 class RouteAccepted(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class Leaving(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Replayed(_message.Message):
+    __slots__ = ("route", "epoch", "session", "step")
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    route: str
+    epoch: int
+    session: str
+    step: int
+    def __init__(self, route: _Optional[str] = ..., epoch: _Optional[int] = ..., session: _Optional[str] = ..., step: _Optional[int] = ...) -> None: ...
 
 class Route(_message.Message):
     __slots__ = ("version", "id", "epoch", "hops", "hop")
@@ -347,7 +381,7 @@ class FramePart(_message.Message):
     def __init__(self, header: _Optional[_Union[FrameHeader, _Mapping]] = ..., data: _Optional[bytes] = ..., last: _Optional[bool] = ...) -> None: ...
 
 class FrameHeader(_message.Message):
-    __slots__ = ("route", "epoch", "hop", "session", "step", "position", "token_ids", "tensors", "bare", "sweep", "sweep_size", "timings")
+    __slots__ = ("route", "epoch", "hop", "session", "step", "position", "token_ids", "tensors", "bare", "sweep", "sweep_size", "timings", "end_hop", "deadline_seconds")
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     HOP_FIELD_NUMBER: _ClassVar[int]
@@ -360,6 +394,8 @@ class FrameHeader(_message.Message):
     SWEEP_FIELD_NUMBER: _ClassVar[int]
     SWEEP_SIZE_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    END_HOP_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     route: str
     epoch: int
     hop: int
@@ -372,7 +408,9 @@ class FrameHeader(_message.Message):
     sweep: int
     sweep_size: int
     timings: _containers.RepeatedCompositeFieldContainer[HopTiming]
-    def __init__(self, route: _Optional[str] = ..., epoch: _Optional[int] = ..., hop: _Optional[int] = ..., session: _Optional[str] = ..., step: _Optional[int] = ..., position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., bare: _Optional[bool] = ..., sweep: _Optional[int] = ..., sweep_size: _Optional[int] = ..., timings: _Optional[_Iterable[_Union[HopTiming, _Mapping]]] = ...) -> None: ...
+    end_hop: int
+    deadline_seconds: float
+    def __init__(self, route: _Optional[str] = ..., epoch: _Optional[int] = ..., hop: _Optional[int] = ..., session: _Optional[str] = ..., step: _Optional[int] = ..., position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., bare: _Optional[bool] = ..., sweep: _Optional[int] = ..., sweep_size: _Optional[int] = ..., timings: _Optional[_Iterable[_Union[HopTiming, _Mapping]]] = ..., end_hop: _Optional[int] = ..., deadline_seconds: _Optional[float] = ...) -> None: ...
 
 class HopTiming(_message.Message):
     __slots__ = ("waited_seconds", "computed_seconds")
@@ -411,20 +449,22 @@ class LogitsPart(_message.Message):
     def __init__(self, route: _Optional[str] = ..., epoch: _Optional[int] = ..., session: _Optional[str] = ..., step: _Optional[int] = ..., num_scores: _Optional[int] = ..., data: _Optional[bytes] = ..., last: _Optional[bool] = ..., timings: _Optional[_Iterable[_Union[HopTiming, _Mapping]]] = ...) -> None: ...
 
 class FrameFailure(_message.Message):
-    __slots__ = ("route", "epoch", "session", "step", "worker", "problem")
+    __slots__ = ("route", "epoch", "session", "step", "worker", "problem", "lost_hop")
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    LOST_HOP_FIELD_NUMBER: _ClassVar[int]
     route: str
     epoch: int
     session: str
     step: int
     worker: str
     problem: Problem
-    def __init__(self, route: _Optional[str] = ..., epoch: _Optional[int] = ..., session: _Optional[str] = ..., step: _Optional[int] = ..., worker: _Optional[str] = ..., problem: _Optional[_Union[Problem, _Mapping]] = ...) -> None: ...
+    lost_hop: int
+    def __init__(self, route: _Optional[str] = ..., epoch: _Optional[int] = ..., session: _Optional[str] = ..., step: _Optional[int] = ..., worker: _Optional[str] = ..., problem: _Optional[_Union[Problem, _Mapping]] = ..., lost_hop: _Optional[int] = ...) -> None: ...
 
 class RemoveRequest(_message.Message):
     __slots__ = ("body", "signature")

@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 
 from layermesh.shared.addresses import is_loopback, parse_address, pin, split_pin
-from layermesh.shared.errors import AuthenticationError, AwayError, MeshError
+from layermesh.shared.errors import AuthenticationError, AwayError, WorkerLostError
 from layermesh.shared.grpc_options import CHANNEL_OPTIONS
 from layermesh.shared.security.authority import utc_now
 from layermesh.shared.security.credentials import Credentials
@@ -46,18 +46,19 @@ class Channels:
     async def meet(self, address: str, who: str) -> Member | None:
         """Return which worker is at `address` (HOST:PORT); None for one that is on this machine and not encrypted.
 
-        Raises AuthenticationError, with the reason, for one that is not of our mesh, MeshError where nobody answers.
+        Raises AuthenticationError, with the reason, for one that is not of our mesh, WorkerLostError where nobody answers.
         """
         host, port = parse_address(address)
         is_near, own = is_loopback(address), self._credentials()
         try:
             greeting = await greet(host, port, self._path if own else None, LOCAL_SECONDS if is_near else REMOTE_SECONDS)
         except TimeoutError as error:
-            raise MeshError(f"{who} did not answer in time. Is it overloaded, or asleep?") from error
+            raise WorkerLostError(f"{who} did not answer in time. Is it overloaded, or asleep?") from error
         except OSError as error:
             raise AwayError(
                 f"{who} does not answer ({error.strerror or type(error).__name__}). Is it running, and is the address right? "
-                "`layermesh status` shows who is there."
+                "`layermesh status` shows who is there.",
+                crashed=True,
             ) from error
         if is_near and greeting.certificate is None:
             return None

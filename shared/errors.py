@@ -8,8 +8,10 @@ LayermeshError (1)
 │   ├── UnsupportedModelError a kind of model or file that layermesh does not run
 │   └── TokenizerError        text was given or asked for and there is no tokenizer
 ├── MeshError (4)             workers and the links between them
-│   ├── AwayError             nobody answers where a worker should be
-│   └── BusyError             a worker has no room until others leave
+│   ├── BusyError             a worker has no room until others leave
+│   ├── WorkerLostError       a worker went away or does not come to an end; others may go on without it
+│   │   └── AwayError         nobody answers where a worker should be
+│   └── WorkerStarvedError    a worker has less memory than what it was given takes
 ├── AuthenticationError (5)   who may take part
 └── ResourceError (6)
     ├── BudgetError           the memory allowed is too small; carries the bytes it would take
@@ -64,12 +66,34 @@ class MeshError(LayermeshError):
     exit_code = 4
 
 
-class AwayError(MeshError):
+class BusyError(MeshError):
+    """A worker has no room for this as long as others are there."""
+
+
+class WorkerLostError(MeshError):
+    """A worker, by id, is not there any more or does not keep up; "" where nobody knows which.
+
+    `crashed` says that its process has ended as far as can be told, `returns` that it may be used again as soon as it answers.
+    """
+
+    def __init__(self, message: str, worker: str = "", *, crashed: bool = False, returns: bool = True) -> None:
+        self.worker = worker
+        self.crashed = crashed
+        self.returns = returns
+        super().__init__(message)
+
+
+class AwayError(WorkerLostError):
     """Nobody answers where a worker should be."""
 
 
-class BusyError(MeshError):
-    """A worker has no room for this as long as others are there."""
+class WorkerStarvedError(MeshError):
+    """A worker, by id, has less memory than its part of the model takes: `budget_bytes`, if it said so."""
+
+    def __init__(self, message: str, worker: str, budget_bytes: int | None = None) -> None:
+        self.worker = worker
+        self.budget_bytes = budget_bytes
+        super().__init__(message)
 
 
 class AuthenticationError(LayermeshError):

@@ -51,7 +51,8 @@ def to_error(problem: pb.Problem, worker: str) -> LayermeshError:
 
 
 class WorkerBudgetError(BudgetError):
-    """A worker may take too little memory; the flags that would help are said there."""
+    """A worker may take too little memory; the flags that would help are said there. `worker_id` is set by who called it."""
 
     def __init__(self, worker: str, budget_bytes: int, needed_bytes: int) -> None:
+        self.worker_id = ""
         super().__init__(f"worker {worker}", budget_bytes, needed_bytes)

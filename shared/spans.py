@@ -28,6 +28,10 @@ class LayerSpan:
     def __str__(self) -> str:
         return f"[{self.start}, {self.end})"
 
+    def overlaps(self, other: "LayerSpan") -> bool:
+        """Whether the two have a layer in common."""
+        return max(self.start, other.start) < min(self.end, other.end)
+
     @classmethod
     def divide(cls, num_layers: int, num_stages: int) -> tuple["LayerSpan", ...]:
         """Return `num_stages` spans that cover `num_layers` layers in order, the longer ones first.

@@ -39,7 +39,11 @@ class HopTime:
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """A frame on its way to hop number `hop` of a route, as one of the `sweep_size` frames of a sweep."""
+    """A frame on its way to hop number `hop` of a route, as one of the `sweep_size` frames of a sweep.
+
+    It ends at hop `end_hop`, if that is not None, or where the route does. A hop may have it for `deadline` seconds; 0: for as
+    long as it takes.
+    """
 
     route: str
     hop: int
@@ -47,6 +51,13 @@ class Envelope:
     sweep_size: int
     frame: Frame
     times: tuple[HopTime, ...] = ()
+    end_hop: int | None = None
+    deadline: float = 0.0
+
+    @property
+    def ends_here(self) -> bool:
+        """Whether it goes no further than this hop."""
+        return self.hop == self.end_hop
 
     def passed(self, frame: Frame, sweep_size: int, time: HopTime) -> "Envelope":
         """Return it as it goes on to the next hop."""
@@ -80,6 +91,8 @@ def envelope_parts(envelope: Envelope) -> Iterator[pb.FramePart]:
         sweep=envelope.sweep,
         sweep_size=envelope.sweep_size,
         timings=_timings(envelope.times),
+        end_hop=0 if envelope.end_hop is None else envelope.end_hop + 1,
+        deadline_seconds=envelope.deadline,
     )
     data = b"".join(_bytes(tensor) for tensor in tensors if tensor is not None)
     for start, part, last in _cut(data):
@@ -169,7 +182,16 @@ def _envelope(header: pb.FrameHeader, data: bytearray) -> Envelope:
         frame = Frame(SessionId(header.session), header.epoch, header.step, header.position, tuple(header.token_ids), hidden)
     except ValueError as error:
         raise MeshError(f"{error}.") from error
-    return Envelope(header.route, header.hop, header.sweep, header.sweep_size, frame, _times(header.timings))
+    return Envelope(
+        header.route,
+        header.hop,
+        header.sweep,
+        header.sweep_size,
+        frame,
+        _times(header.timings),
+        header.end_hop - 1 if header.end_hop else None,
+        max(header.deadline_seconds, 0.0),
+    )
 
 
 def _checked_bytes(header: pb.FrameHeader) -> int:

@@ -16,6 +16,7 @@ from layermesh.shared.prediction import predict
 from layermesh.shared.residency import Residency
 from layermesh.shared.stage_key import StageKey
 from layermesh.worker.finishing import to_its_end
+from layermesh.worker.kept import KEPT_BYTES, Allowance
 from layermesh.worker.measuring_turn import at_work, measuring_turn
 from layermesh.worker.opening import StageBudget
 from layermesh.worker.profiling import measure_profile
@@ -49,6 +50,7 @@ class LiveStage:
     sessions: dict[SessionId, str] = field(default_factory=dict)  # and the route each came on
     files: ExitStack = field(default_factory=ExitStack)
     weight_form: str = ""
+    most_bytes: int | None = None  # of memory, where somebody said so
 
     @property
     def in_use(self) -> bool:
@@ -66,12 +68,20 @@ class LiveStage:
 class Host:
     """Opens stages within `budget`, and closes those that nobody uses when another needs their memory.
 
-    `note_run` is told what a model's weights, by fingerprint and form, took per byte when a route leaves.
+    `note_run` is told what a model's weights, by fingerprint and form, took per byte when a route leaves. Beside the budget,
+    `kept_bytes` of host memory are for what was made of frames.
     """
 
-    def __init__(self, device: torch.device, budget: StageBudget, note_run: NoteRun = lambda *_: None) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        budget: StageBudget,
+        note_run: NoteRun = lambda *_: None,
+        kept_bytes: int = KEPT_BYTES,
+    ) -> None:
         self.device = device
         self._note_run = note_run
+        self._allowance = Allowance(kept_bytes)
         self._budget = budget
         self._stages: dict[StageKey, LiveStage] = {}
         self._lock = asyncio.Lock()
@@ -93,25 +103,40 @@ class Host:
         return live
 
     async def open(
-        self, key: StageKey, model: str, open_stage: OpenStage, files: AbstractContextManager[object] | None = None
+        self,
+        key: StageKey,
+        model: str,
+        open_stage: OpenStage,
+        files: AbstractContextManager[object] | None = None,
+        most_bytes: int | None = None,
     ) -> LiveStage:
         """Return the stage by that key, opening it unless it is alive; then `files` is held as long as it lives.
 
-        Raises BudgetError where there is no room for it, even without those that nobody uses.
+        It takes no more than `most_bytes` of memory, if given. Raises BudgetError where there is no room for it, even without
+        those that nobody uses.
         """
         async with self._lock:
             if (live := self._stages.get(key)) is None:
-                live = await to_its_end(self._open(key, model, open_stage, files or nullcontext()))
+                live = await to_its_end(self._open(key, model, open_stage, files or nullcontext(), most_bytes))
             live.used, live.is_awaited = time.monotonic(), True
             return live
 
-    async def reserve(self, live: LiveStage, session: SessionId, route: str, size: SequenceSize) -> Residency:
-        """Make room for a session that came on `route`. Raises BudgetError, and MeshError for a route that is not here."""
+    async def reserve(
+        self, live: LiveStage, session: SessionId, route: str, size: SequenceSize, num_steps: int = 0
+    ) -> tuple[Residency, bool]:
+        """Make room for a session that came on `route`, and return whether it goes on after `num_steps` that it had here.
+
+        Otherwise it begins anew. Raises BudgetError, and MeshError for a route that is not here.
+        """
         async with self._lock:  # nobody else may take what is free meanwhile
             if route not in live.routes:
                 raise MeshError("a session comes on a route, and this one does not lead here, or not any more.")
+            if live.sessions.get(session) == route:
+                if num_steps and await asyncio.wrap_future(live.runner.num_steps(session)) >= num_steps:
+                    return live.residency, True
+                await self.release(live, session)
             live.sessions[session] = route
-            budget_bytes = self._free_bytes() + live.residency.total_bytes
+            budget_bytes = _least(self._free_bytes() + live.residency.total_bytes, live.most_bytes)
 
             def job(stage: Stage) -> Residency:
                 stage.allow(budget_bytes)
@@ -119,10 +144,10 @@ class Host:
                 return live.residency
 
             try:
-                return await self._call(live, job)
+                return await self._call(live, job), False
             except BaseException:
                 live.sessions.pop(session, None)
-                live.runner.call(lambda stage: stage.release(session))  # it may have come to it all the same
+                live.runner.release(session)  # it may have come to it all the same
                 raise
 
     async def release(self, live: LiveStage, session: SessionId) -> None:
@@ -130,7 +155,7 @@ class Host:
         live.sessions.pop(session, None)
         live.used = time.monotonic()
         with suppress(BusyError):
-            await to_its_end(self._call(live, lambda stage: stage.release(session)))
+            await to_its_end(asyncio.wrap_future(live.runner.release(session)))
 
     def enter(self, live: LiveStage, route: str) -> None:
         """Note that `route` uses a stage."""
@@ -145,6 +170,13 @@ class Host:
             await self.release(live, session)
         if (seconds_per_byte := live.seconds_per_byte) is not None:
             await asyncio.to_thread(self._note_run, live.key.fingerprint, live.weight_form, seconds_per_byte)
+
+    async def close_larger(self, key: StageKey, most_bytes: int) -> None:
+        """Close a stage that was allowed more than `most_bytes`, unless somebody else uses it."""
+        async with self._lock:
+            live = self._stages.get(key)
+            if live is not None and not live.routes and (live.most_bytes or most_bytes + 1) > most_bytes:
+                await self._close([live])
 
     async def close_unused(self) -> None:
         """Close the stages that nobody uses, with which their files may go."""
@@ -162,13 +194,20 @@ class Host:
         async with self._lock:
             await self._close(self.stages)
 
-    async def _open(self, key: StageKey, model: str, open_stage: OpenStage, files: AbstractContextManager[object]) -> LiveStage:
+    async def _open(
+        self,
+        key: StageKey,
+        model: str,
+        open_stage: OpenStage,
+        files: AbstractContextManager[object],
+        most_bytes: int | None,
+    ) -> LiveStage:
         await self._close(live for live in self.stages if not live.in_use)
-        budget = StageBudget(self._free_bytes(), self._budget.flag, self._budget.host_bytes)
+        budget = StageBudget(_least(self._free_bytes(), most_bytes), self._budget.flag, self._budget.host_bytes)
         with ExitStack() as held:
             held.enter_context(files)
-            live = await asyncio.to_thread(_open, key, model, open_stage, budget)
-            live.files = held.pop_all()
+            live = await asyncio.to_thread(_open, key, model, open_stage, budget, self._allowance)
+            live.files, live.most_bytes = held.pop_all(), most_bytes
         self._stages[key] = live
         return live
 
@@ -185,7 +224,11 @@ class Host:
         return self._budget.device_bytes - sum(live.residency.total_bytes for live in self.stages)
 
 
-def _open(key: StageKey, model: str, open_stage: OpenStage, budget: StageBudget) -> LiveStage:
+def _least(num_bytes: int, most_bytes: int | None) -> int:
+    return num_bytes if most_bytes is None else min(num_bytes, most_bytes)
+
+
+def _open(key: StageKey, model: str, open_stage: OpenStage, budget: StageBudget, allowance: Allowance) -> LiveStage:
     with at_work():
         stage = open_stage(budget)
     try:
@@ -195,7 +238,7 @@ def _open(key: StageKey, model: str, open_stage: OpenStage, budget: StageBudget)
     except BaseException:
         stage.close()
         raise
-    runner = StageRunner(stage, str(key.span))
+    runner = StageRunner(stage, str(key.span), allowance)
     seconds_per_token = prediction.seconds_per_token
     return LiveStage(key, model, runner, residency, seconds_per_token, time.monotonic(), weight_form=stage.weight_form)
 

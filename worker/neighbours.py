@@ -10,6 +10,7 @@ from layermesh.protos import mesh_pb2 as pb
 from layermesh.protos.mesh_pb2_grpc import WorkerServiceStub
 from layermesh.shared.channels import Channels
 from layermesh.shared.errors import LayermeshError
+from layermesh.shared.heartbeat import until_silent
 
 CLOSE_SECONDS = 1.0
 Lost = Callable[[str, str], None]
@@ -57,23 +58,44 @@ class _Stream:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _carry(self) -> None:
-        why = "it ended the connection"
         try:
-            async with self._channels.open(self._address) as channel:
-                async for _ in WorkerServiceStub(channel).Forward(self._requests()):
-                    pass
-        except grpc.aio.AioRpcError as error:
-            why = error.details() or error.code().name
+            why = await self._until_the_end()
         except LayermeshError as error:
             why = str(error)
         except asyncio.CancelledError:
             if not self._channels.is_cut(self._address):
                 raise
             why = "it was removed from the mesh"
+        self._ended(self._address, why)
+
+    async def _until_the_end(self) -> str:
+        """Send, and return why there was an end. Raises AuthenticationError for a node that nothing may be sent to."""
+        async with self._channels.open(self._address) as channel:
+            sending = asyncio.create_task(self._send(channel))
+            silence = asyncio.create_task(_until_silent(channel))
+            try:
+                done, _ = await asyncio.wait([sending, silence], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                sending.cancel()
+                silence.cancel()
+                await asyncio.gather(sending, silence, return_exceptions=True)
+        return done.pop().result()
+
+    async def _send(self, channel: grpc.aio.Channel) -> str:
+        """Send until the end, and return why there was one."""
+        try:
+            async for _ in WorkerServiceStub(channel).Forward(self._requests()):
+                pass
+        except grpc.aio.AioRpcError as error:
+            return error.details() or error.code().name
         finally:
             self.queue.put_nowait(None)  # gRPC goes on waiting for more where the other side ended it
-        self._ended(self._address, why)
+        return "it ended the connection"
 
     async def _requests(self) -> AsyncIterator[pb.ForwardRequest]:
         while (part := await self.queue.get()) is not None:
             yield pb.ForwardRequest(frame=part)
+
+
+async def _until_silent(channel: grpc.aio.Channel) -> str:
+    return (await until_silent(channel)).why

@@ -72,11 +72,13 @@ class Preparer:
         if self._lock.locked():
             coordinator.progress(0, 0, "waiting until another model is ready")
         async with self._lock:
+            if start.most_bytes:
+                await self._host.close_larger(key, start.most_bytes)
             if (live := self._host.find(key)) is not None:
                 return Prepared(await self._host.open(key, live.model, _no_opening), 0)
             checkpoint = await self._find_own(start)
             if checkpoint is not None:
-                return Prepared(await self._open(key, start.model, checkpoint), 0)
+                return Prepared(await self._open(key, start, checkpoint), 0)
             stored, manifest_bytes = await self._stored(key, coordinator)
             with self._store.in_use(key.fingerprint):
                 return await self._open_stored(start, key, stored, manifest_bytes, coordinator)
@@ -90,12 +92,12 @@ class Preparer:
         parts = _parts(key, stored, made[0])
         fetched = manifest_bytes + await self._fetch(key, stored, parts, coordinator, start.sources)
         try:
-            return Prepared(await self._open(key, start.model, checkpoint, made, files), fetched)
+            return Prepared(await self._open(key, start, checkpoint, made, files), fetched)
         except CheckpointError:
             if not await asyncio.to_thread(stored.drop_damaged, parts):
                 raise
         fetched += await self._fetch(key, stored, parts, coordinator, start.sources)
-        return Prepared(await self._open(key, start.model, checkpoint, None, self._store.in_use(key.fingerprint)), fetched)
+        return Prepared(await self._open(key, start, checkpoint, None, self._store.in_use(key.fingerprint)), fetched)
 
     async def _find_own(self, start: pb.PrepareStart) -> Checkpoint | None:
         fingerprint = start.key.fingerprint
@@ -174,17 +176,17 @@ class Preparer:
     async def _open(
         self,
         key: StageKey,
-        model: str,
+        start: pb.PrepareStart,
         checkpoint: Checkpoint,
         made: tuple[ModelDefinition, BlockTable] | None = None,
         files: AbstractContextManager[object] | None = None,
     ) -> LiveStage:
         def opening(budget: StageBudget) -> Stage:
             definition, table = made or define(checkpoint, _dtype(key), fast_path=key.fast_path)
-            _check_span(key, model, definition.num_layers)
+            _check_span(key, start.model, definition.num_layers)
             return open_stage(checkpoint, definition, table, key.span, self._host.device, budget, has_head=key.has_head)
 
-        return await self._host.open(key, model, opening, files)
+        return await self._host.open(key, start.model, opening, files, start.most_bytes or None)
 
 
 def _parts(key: StageKey, stored: StoredModel, definition: ModelDefinition) -> tuple[str, ...]:

@@ -1,13 +1,13 @@
 """The routes that pass through this worker: where frames come from, which stage runs them, and where they go."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from layermesh.protos import mesh_pb2 as pb
 from layermesh.shared.channels import Channels
 from layermesh.shared.errors import BusyError, MeshError
-from layermesh.shared.frames import Failure, Frame, Outcome
+from layermesh.shared.frames import Failure, Frame, Logits, Outcome
 from layermesh.shared.problems import to_problem
 from layermesh.shared.stage_key import StageKey
 from layermesh.shared.wire import MAX_NAME, Envelope, HopTime, Scores, envelope_parts, scores_parts
@@ -17,6 +17,7 @@ from layermesh.worker.neighbours import Neighbours
 Reply = Callable[[pb.ForwardResponse], None]
 
 MAX_HOPS = 1024
+GOODBYE_CHECK_SECONDS = 0.02
 MAX_WAITING = 4096  # frames of sweeps of which not all have come
 
 
@@ -53,6 +54,7 @@ class Routes:
         self._routes: dict[str, RouteHere] = {}
         self._neighbours = Neighbours(self._lost, channels)
         self._loop = asyncio.get_running_loop()
+        self.is_leaving = False
 
     def enter(self, route: pb.Route, reply: Reply) -> RouteHere:
         """Take note of a route; raises MeshError where it makes no sense or its stage is not ready."""
@@ -69,16 +71,37 @@ class Routes:
         self._host.enter(live, route.id)
         self._routes[route.id] = here
         here.entered.add(route.hop)
+        if self.is_leaving:
+            reply(pb.ForwardResponse(leaving=pb.Leaving()))
         return here
 
     async def leave(self, here: RouteHere, hop: int) -> None:
-        """Note that the stream of a hop has ended; with the last one the route is forgotten, and its sessions are."""
+        """Note that the stream of a hop has ended; with the last one the route is forgotten, and its sessions are.
+
+        Where a later epoch has taken its place, only what that one does not use is let go of.
+        """
         here.entered.discard(hop)
-        if not here.entered and self._routes.get(here.id) is here:
+        current = self._routes.get(here.id)
+        if current is here and not here.entered:
             del self._routes[here.id]
-            for live in self._host.stages:
-                if here.id in live.routes:
-                    await self._host.leave(live, here.id)
+            current = None
+        if current is not here:
+            await self.keep_only(here.id, () if current is None else [hop.key for hop in current.hops])
+
+    async def keep_only(self, route: str, keys: Collection[StageKey]) -> None:
+        """Let go of the stages, and the sessions on them, that a route has here and that are not among `keys`."""
+        for live in self._host.stages:
+            if route in live.routes and live.key not in keys:
+                await self._host.leave(live, route)
+
+    async def say_goodbye(self, seconds: float) -> None:
+        """Tell every coordinator that this worker is about to stop, and wait for at most `seconds` until all have left."""
+        self.is_leaving = True
+        for here in self._routes.values():
+            here.reply(pb.ForwardResponse(leaving=pb.Leaving()))
+        deadline = self._loop.time() + seconds
+        while self._routes and self._loop.time() < deadline:
+            await asyncio.sleep(GOODBYE_CHECK_SECONDS)
 
     def run(self, envelope: Envelope) -> None:
         """Run a frame as soon as all of its sweep have come; one of a route that is not known any more is dropped."""
@@ -104,30 +127,51 @@ class Routes:
             failure = Failure(stranger.frame.session, stranger.frame.step, unknown)
             here.reply(pb.ForwardResponse(failure=self._failure(here, failure)))
         if aboard:
-            live.runner.run(aboard, lambda ran, time: self._ran(here, ran, time))
+            watch = self._watch(here, aboard)
+            live.runner.run(aboard, lambda ran, time: self._ran(here, watch, ran, time))
+
+    def _watch(self, here: RouteHere, frames: Sequence[Envelope]) -> asyncio.TimerHandle | None:
+        """Have the coordinator told where frames take longer than they may."""
+        seconds = max(envelope.deadline for envelope in frames)
+        return self._loop.call_later(seconds, self._late, here, frames[0].hop, seconds) if seconds else None
+
+    def _late(self, here: RouteHere, hop: int, seconds: float) -> None:
+        span = here.hops[hop].key.span
+        self._fail(here, MeshError(f"layers {span} have not come to an end for {seconds:.0f} s."), hop)
 
     async def close(self) -> None:
         """Let go of the neighbours."""
         await self._neighbours.close()
 
-    def _ran(self, here: RouteHere, ran: Sequence[tuple[Envelope, Outcome]], time: HopTime) -> None:
+    def _ran(
+        self,
+        here: RouteHere,
+        watch: asyncio.TimerHandle | None,
+        ran: Sequence[tuple[Envelope, Outcome]],
+        time: HopTime,
+    ) -> None:
         """From a stage's thread: pack what became of the frames, and hand it to the event loop."""
         try:
             hop, onward, back = self._packed(here, ran, time)
         except MeshError as error:
             self._loop.call_soon_threadsafe(self._fail, here, error)
             return
+        finally:
+            if watch is not None:
+                self._loop.call_soon_threadsafe(watch.cancel)
         self._loop.call_soon_threadsafe(self._send, here, hop, onward, back)
 
     def _packed(
         self, here: RouteHere, ran: Sequence[tuple[Envelope, Outcome]], time: HopTime
     ) -> tuple[int, list[pb.FramePart], list[pb.ForwardResponse]]:
         """Return the hop that comes next, what goes on to it, and what goes back to the coordinator."""
-        passing = [envelope for envelope, outcome in ran if isinstance(outcome, Frame)]
+        passing = [envelope for envelope, outcome in ran if isinstance(outcome, Frame) and not envelope.ends_here]
         onward: list[pb.FramePart] = []
         back: list[pb.ForwardResponse] = []
         for envelope, outcome in ran:
-            if isinstance(outcome, Frame):
+            if envelope.ends_here and not isinstance(outcome, Failure):
+                back.append(pb.ForwardResponse(replayed=_replayed(here, outcome)))
+            elif isinstance(outcome, Frame):
                 onward += envelope_parts(envelope.passed(outcome, len(passing), time))
             elif isinstance(outcome, Failure):
                 back.append(pb.ForwardResponse(failure=self._failure(here, outcome)))
@@ -156,13 +200,20 @@ class Routes:
             problem=to_problem(failure.error),
         )
 
-    def _fail(self, here: RouteHere, error: MeshError) -> None:
+    def _fail(self, here: RouteHere, error: MeshError, lost_hop: int | None = None) -> None:
+        """Tell the coordinator of what concerns the whole route, and of the hop that is to blame, where one is."""
         failure = pb.FrameFailure(route=here.id, epoch=here.epoch, worker=self._name, problem=to_problem(error))
+        failure.lost_hop = 0 if lost_hop is None else lost_hop + 1
         here.reply(pb.ForwardResponse(failure=failure))
 
     def _lost(self, address: str, why: str) -> None:
         """Tell every route that goes on to `address` that nobody answers there."""
         for here in list(self._routes.values()):
-            lost = next((hop.worker for hop in here.hops if hop.address == address), None)
+            lost = next((number for number, hop in enumerate(here.hops) if hop.address == address), None)
             if lost is not None:
-                self._fail(here, MeshError(f"the next worker, {lost} at {address}, went away ({why})."))
+                name = here.hops[lost].worker
+                self._fail(here, MeshError(f"the next worker, {name} at {address}, went away ({why})."), lost)
+
+
+def _replayed(here: RouteHere, outcome: Frame | Logits) -> pb.Replayed:
+    return pb.Replayed(route=here.id, epoch=here.epoch, session=outcome.session, step=outcome.step)

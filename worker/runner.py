@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from layermesh.shared.errors import BusyError, LayermeshError, MeshError
-from layermesh.shared.frames import Failure, Outcome, SessionId
+from layermesh.shared.frames import Failure, Frame, Outcome, SessionId
 from layermesh.shared.wire import Envelope, HopTime
+from layermesh.worker.kept import Allowance, KeptOutcomes
 from layermesh.worker.stage import Stage
 
 T = TypeVar("T")
@@ -44,12 +45,14 @@ class _Call:
 class StageRunner:
     """Owns `stage` and everything that happens to it, one after the other.
 
-    Where it streams, frames that wait when a sweep begins share it, whichever routes they belong to, as long as no session has
-    two of them. Otherwise nothing is won by that, and the machine behind would wait for all of them.
+    A frame that comes once more, on another route for instance, becomes what it became before, as far as `allowance` has room
+    to keep that. Where it streams, frames that wait when a sweep begins share it, whichever routes they belong to, as long as
+    no session has two of them. Otherwise nothing is won by that, and the machine behind would wait for all of them.
     """
 
-    def __init__(self, stage: Stage, name: str) -> None:
+    def __init__(self, stage: Stage, name: str, allowance: Allowance | None = None) -> None:
         self._stage = stage
+        self._kept = KeptOutcomes(allowance or Allowance(0))
         self._inbox: queue.SimpleQueue[_Group | _Call | None] = queue.SimpleQueue()  # None: the end
         self._is_closed = False
         self._closing = threading.Lock()
@@ -74,12 +77,26 @@ class StageRunner:
         self._put(_Call(job, future))
         return future
 
+    def num_steps(self, session: SessionId) -> "Future[int]":
+        """Return how many steps a session has behind it of which all is known that became of them."""
+        return self.call(lambda _: self._kept.num_steps(session))
+
+    def release(self, session: SessionId) -> "Future[None]":
+        """Forget a session."""
+
+        def forget(stage: Stage) -> None:
+            self._kept.drop(session)
+            stage.release(session)
+
+        return self.call(forget)
+
     def close(self) -> None:
         """Finish the sweep that is under way, turn away what waits, and give the stage's memory back."""
         with self._closing:
             self._is_closed = True
             self._inbox.put(None)
         self._thread.join()
+        self._kept.clear()
         self._stage.close()
 
     def _put(self, item: "_Group | _Call") -> None:
@@ -119,29 +136,39 @@ class StageRunner:
 
     def _run(self, groups: Sequence[_Group]) -> None:
         began = time.monotonic()
-        outcomes = self._outcomes([envelope for group in groups for envelope in group.envelopes])
+        outcomes, frames = self._known([envelope.frame for group in groups for envelope in group.envelopes])
+        outcomes |= self._compute(frames)
         seconds = time.monotonic() - began
-        if sum(len(envelope.frame.token_ids) for group in groups for envelope in group.envelopes) == 1:
+        if sum(len(frame.token_ids) for frame in frames) == 1:
             self._recent.append(seconds)
         for group in groups:
             paired = [(envelope, outcomes[envelope.frame.session]) for envelope in group.envelopes]
             group.deliver(paired, HopTime(began - group.since, seconds))
 
-    def _outcomes(self, envelopes: Sequence[Envelope]) -> dict[SessionId, Outcome]:
+    def _known(self, frames: Sequence[Frame]) -> tuple[dict[SessionId, Outcome], list[Frame]]:
+        """Return what can be said of frames without computing, and those that are to be run."""
         outcomes: dict[SessionId, Outcome] = {}
         fit = []
-        for envelope in envelopes:
+        for frame in frames:
             try:
-                self._stage.check(envelope.frame)
-                fit.append(envelope.frame)
+                if (known := self._kept.find(frame)) is not None:
+                    outcomes[frame.session] = known
+                    continue
+                self._stage.check(frame)
+                fit.append(frame)
             except LayermeshError as error:
-                outcomes[envelope.frame.session] = Failure(envelope.frame.session, envelope.frame.step, error)
+                outcomes[frame.session] = Failure(frame.session, frame.step, error)
+        return outcomes, fit
+
+    def _compute(self, frames: Sequence[Frame]) -> dict[SessionId, Outcome]:
         try:
-            ran: list[Outcome] = self._stage.forward(fit) if fit else []
+            ran: list[Outcome] = self._stage.forward(frames) if frames else []
         except Exception as error:  # whatever it was, nobody may wait for an answer in vain
             ours = error if isinstance(error, LayermeshError) else MeshError(f"{type(error).__name__}: {error}")
-            ran = [Failure(frame.session, frame.step, ours) for frame in fit]
-        return outcomes | {outcome.session: outcome for outcome in ran}
+            ran = [Failure(frame.session, frame.step, ours) for frame in frames]
+        for frame, outcome in zip(frames, ran, strict=True):
+            self._kept.add(frame, outcome)
+        return {outcome.session: outcome for outcome in ran}
 
 
 def _turn_away(item: _Group | _Call) -> None:

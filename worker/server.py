@@ -25,6 +25,7 @@ from layermesh.shared.security.nodes import NodeId
 from layermesh.worker.announcing import Announcer
 from layermesh.worker.guard import Guard
 from layermesh.worker.host import Host, LiveStage
+from layermesh.worker.kept import KEPT_BYTES
 from layermesh.worker.listening import listen
 from layermesh.worker.membership import Membership
 from layermesh.worker.membership_service import MembershipService
@@ -35,15 +36,15 @@ from layermesh.worker.service import Identity, WorkerService
 from layermesh.worker.store import Store
 
 IDLE_CHECK_SECONDS = 10.0
-DRAIN_SECONDS = 4.0  # in which answers under way may end
+DRAIN_SECONDS = 4.0  # in which others can take over what runs here
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What a worker is told by its user; a `port` of None is the usual one, or any that is free.
 
-    Answers under way have `drain_seconds` to end in when it stops. Without a `membership` that has credentials it listens
-    within this machine only, and nothing is encrypted.
+    `kept_bytes` of host memory are set aside, beside the budget, for what was made and may be asked for again. Without a
+    `membership` that has credentials it listens within this machine only, and nothing is encrypted.
     """
 
     worker_id: str
@@ -53,7 +54,7 @@ class Settings:
     host: str | None = None
     port: int | None = None
     announce: bool = True
-    drain_seconds: float = DRAIN_SECONDS
+    kept_bytes: int = KEPT_BYTES
     membership: Membership | None = None
 
     @property
@@ -64,15 +65,20 @@ class Settings:
 
 
 class WorkerServer:
-    """Serves from `async with` on; `port` is where. How long real runs take is noted in `runs`, if given."""
+    """Serves from `async with` on; `port` is where. How long real runs take is noted in `runs`, if given.
+
+    When it stops, coordinators have `drain_seconds` to go on without it; with 0 they are not even told.
+    """
 
     def __init__(self, settings: Settings, profile: MachineProfile, store: Store, runs: ProfileCache | None = None) -> None:
         self.port = 0
+        self.drain_seconds = DRAIN_SECONDS
         self._settings = settings
         self._profile = profile
         self._store = store
         self._runs = runs
-        self._host = Host(settings.device, settings.budget, *(() if runs is None else (runs.note_run,)))
+        note_run = (lambda *_: None) if runs is None else runs.note_run
+        self._host = Host(settings.device, settings.budget, note_run, settings.kept_bytes)
         self._guard: Guard | None = None
         self._open = AsyncExitStack()
 
@@ -115,12 +121,17 @@ class WorkerServer:
             server, settings.host, settings.port, lambda: None if membership is None else membership.credentials()
         )
         await server.start()
-        self._open.push_async_callback(server.stop, settings.drain_seconds)
+        self._open.push_async_callback(server.stop, 0)
+        self._open.push_async_callback(self._say_goodbye, routes)
         tidying = asyncio.create_task(self._tidy())
         self._open.callback(tidying.cancel)
         if settings.announce:
             announcement = Announcement(settings.worker_id, settings.name, PROTOCOL_VERSION, self.port, mesh=settings.mesh)
             self._open.enter_context(Announcer(announcement))
+
+    async def _say_goodbye(self, routes: Routes) -> None:
+        if self.drain_seconds:
+            await routes.say_goodbye(self.drain_seconds)
 
     async def _tidy(self) -> None:
         while True:

@@ -84,6 +84,7 @@ class WorkerService(WorkerServiceServicer):
             stored=await asyncio.to_thread(self._stored),
             addresses=self._identity.addresses(),
             slowdown=await asyncio.to_thread(self._slowdowns),
+            leaving=self._routes.is_leaving,
         )
 
     async def Echo(self, request: pb.EchoRequest, context: Context) -> pb.EchoResponse:
@@ -138,20 +139,24 @@ class WorkerService(WorkerServiceServicer):
             routes = live.sessions.values()
             others = len(routes) > 0 and request.route not in routes  # one's own need not be waited for: they end by themselves
             size = SequenceSize(request.num_tokens, request.num_new)
-            residency = await self._host.reserve(live, SessionId(request.session), request.route, size)
+            session = SessionId(request.session)
+            residency, goes_on = await self._host.reserve(live, session, request.route, size, request.num_steps)
         except (LayermeshError, ValueError) as error:
             busy = isinstance(error, BudgetError) and others
             return pb.ReserveResponse(problem=to_problem(error, busy=busy))
-        return pb.ReserveResponse(resident_bytes=residency.resident_bytes, streamed_bytes=residency.streamed_bytes)
+        return pb.ReserveResponse(
+            resident_bytes=residency.resident_bytes, streamed_bytes=residency.streamed_bytes, goes_on=goes_on
+        )
 
     async def Release(self, request: pb.ReleaseRequest, context: Context) -> pb.ReleaseResponse:
-        """Forget a session; one that is not known is no error."""
+        """Forget a session; one that is not known, or came on another route, is left alone."""
         try:
             live = self._host.find(StageKey.parse(request.key))
         except MeshError:
             live = None
-        if live is not None:
-            await self._host.release(live, SessionId(request.session))
+        session = SessionId(request.session)
+        if live is not None and live.sessions.get(session) == request.route:
+            await self._host.release(live, session)
         return pb.ReleaseResponse()
 
     async def Fetch(self, request: pb.FetchRequest, context: Context) -> AsyncIterator[pb.FetchResponse]:
@@ -182,6 +187,9 @@ class WorkerService(WorkerServiceServicer):
 
     async def _prepare(self, start: pb.PrepareStart, caller: "_Caller") -> None:
         try:
+            if start.route:
+                keeps = start.keeps if start.most_bytes else (start.key, *start.keeps)
+                await self._routes.keep_only(start.route, [StageKey.parse(key) for key in keeps])
             prepared = await self._preparer.prepare(start, caller)
         except Exception as error:  # whatever it was, the caller is told
             busy = isinstance(error, BudgetError | BusyError) and any(live.in_use for live in self._host.stages)

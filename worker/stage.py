@@ -254,9 +254,13 @@ class Stage:
                 )
         self._doors = Doors(self._definition, self.span, self.host_layers, has_head=self.has_head)
 
+    def position(self, session: SessionId) -> int:
+        """Return how many tokens of a session have passed; 0 where it is not known."""
+        return self._sessions[session].position if session in self._sessions else 0
+
     def check(self, frame: Frame) -> None:
         """Raise MeshError for a frame that does not continue its session."""
-        position = self._sessions[frame.session].position if frame.session in self._sessions else 0
+        position = self.position(frame.session)
         if frame.position != position:
             raise MeshError(
                 f"session {frame.session} is at position {position} here and was sent tokens for {frame.position}: "

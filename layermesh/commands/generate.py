@@ -35,6 +35,7 @@ from layermesh.settings import (
     check_length,
     check_opening,
     check_prompt,
+    check_resuming,
     check_sampling,
 )
 
@@ -82,6 +83,9 @@ def generate(
     output_path: Annotated[
         str | None, typer.Option("--output", help="Append the answers to --input here, and go on where it ends.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the last answer that was interrupted, or the one with this ID.")
+    ] = False,
     sessions: Annotated[int | None, typer.Option(help="Most prompts of --input that share a sweep.  [default: 32]")] = None,
     device: Device = None,
     device_memory: DeviceMemory = None,
@@ -100,10 +104,13 @@ def generate(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Answer a prompt; the text streams to stdout as it is made. With --input: many prompts, in the same sweeps."""
+    """Answer a prompt; the text streams to stdout as it is made. With --input: many prompts, in the same sweeps.
+
+    An answer that was interrupted goes on with --resume.
+    """
     with reporting(debug):
         check_batch(input_path, output_path, sessions, prompt if prompt_ids is None else prompt_ids)
-        given = None if input_path is not None else read_prompt(prompt, prompt_ids)
+        given = None if input_path is not None or resume else read_prompt(prompt, prompt_ids)
         if given is not None:
             check_prompt(given, raw=raw)
         check_length(max_new_tokens)
@@ -125,6 +132,12 @@ def generate(
         )
         options.update(mesh_options(worker, no_discovery=no_discovery, spread=spread, alone=alone))
         check_opening(options)
+        if resume:
+            check_resuming(settings, input_path, prompt_ids)
+            from layermesh.cli_resume import resume_answer
+
+            resume_answer(prompt, model, options, as_json=as_json, quiet=quiet)
+            return
         with ending(at_once=True):
             check_sampling(settings)
         if input_path is not None:
@@ -134,7 +147,9 @@ def generate(
             answer_batch(input_path, output_path, settings, opening, max_sessions=sessions or MAX_SESSIONS, quiet=quiet)
         if given is None:
             return
-        with open_mesh(model, options, quiet=quiet) as mesh:
+        from layermesh.journals import new_journal
+
+        with open_mesh(model, options, quiet=quiet) as mesh, new_journal() as journal:
             from layermesh.cli_generate import print_answer
 
-            print_answer(mesh, given, settings, as_json=as_json, quiet=quiet)
+            print_answer(mesh, given, settings, journal, as_json=as_json, quiet=quiet)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from layermesh.shared.errors import CheckpointError
@@ -53,3 +53,8 @@ def check_no_escape(names: Iterable[str], whose: str) -> None:
     for name in names:
         if "\\" in name or name.startswith("/") or ".." in PurePosixPath(name).parts:
             check_file_name(name.replace("\\", "/../"), whose)
+
+
+def asked(model: str) -> str:
+    """Return what a model is called from any folder: a path from the root on, anything else as it is."""
+    return str(Path(model).absolute()) if looks_like_path(model) else model

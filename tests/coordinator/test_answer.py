@@ -32,6 +32,7 @@ def test_an_answer_is_written_as_one_json_object():
     written = json.loads(json.dumps(ANSWER.to_dict()))
     assert list(written) == [
         "text", "token_ids", "prompt_tokens", "finish_reason", "seed", "model", "plan", "memory", "stream", "timings",
+        "failovers",
     ]  # fmt: skip
     assert written["timings"]["decode_tokens_per_second"] is None
     assert written["plan"]["stages"][0]["worker"] == "local"

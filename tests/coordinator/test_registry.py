@@ -22,6 +22,7 @@ class FakeClient:
     def __init__(self, address, *_):
         self.address = address
         self.name = address
+        self.worker_id = ""
         self.is_closed = False
 
     async def describe(self):
@@ -29,6 +30,7 @@ class FakeClient:
         if described is None:
             raise MeshError(f"worker {self.name} at {self.address} does not answer.")
         self.name = described.name
+        self.worker_id = described.worker_id
         return described
 
     async def measure_link(self):

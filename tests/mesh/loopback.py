@@ -45,18 +45,18 @@ class LoopbackWorker:
     def start(self, *, limit_bytes: int | None = None) -> None:
         budget = StageBudget(self.budget_bytes)
         settings = Settings(
-            self.id, self.name, torch.device("cpu"), budget, "127.0.0.1", self.port, announce=False, drain_seconds=0.0,
-            membership=self.membership,
-        )  # fmt: skip
+            self.id, self.name, torch.device("cpu"), budget, "127.0.0.1", self.port, announce=False, membership=self.membership
+        )
         runs = ProfileCache(self.folder.with_suffix(".profile"))
         self.server = WorkerServer(settings, PROFILE, Store(self.folder, limit_bytes), runs)
         self._wait(self.server.__aenter__())
         self.port = self.server.port
 
-    def stop(self) -> None:
-        """Break off all connections at once, as if it were switched off."""
+    def stop(self, drain_seconds: float = 0.0) -> None:
+        """Break off all connections at once, as if it were switched off; or after some seconds for others to take over."""
         server, self.server = self.server, None
         if server is not None:
+            server.drain_seconds = drain_seconds
             self._wait(server.__aexit__(None, None, None))
 
     def _wait(self, coroutine: Coroutine[Any, Any, object]) -> None:

@@ -37,7 +37,7 @@ def test_workers_tell_by_how_much_models_are_slower_there(tiny, loopback):
 @pytest.fixture
 def nobody(monkeypatch):
     """Somebody is looked for, and nobody is there."""
-    monkeypatch.setattr("layermesh.workers.Workers.find", lambda _: None)
+    monkeypatch.setattr("layermesh.workers.Workers.find", lambda *_, **__: None)
 
 
 def seen_alone(folder, num_tokens, **options):

@@ -74,20 +74,20 @@ def test_a_long_prompt_goes_in_chunks_that_follow_each_other(tiny, loopback, mon
     with open_mesh(tiny("llama"), loopback.add(3)) as mesh:
         assert ask(mesh, prompt, 1).token_ids == expected[:1]
         under_way, most = [], []
-        send, receive = mesh.local.line.route.send, mesh.local.line.route.receive
+        send, receive = mesh.local.mesh_line.route.send, mesh.local.mesh_line.route.receive
 
-        def sending(frames, sweep):
+        def sending(frames, sweep, *limits):
             under_way.append(sweep)
             most.append(len(under_way))
-            send(frames, sweep)
+            send(frames, sweep, *limits)
 
         def receiving(waiting):
             arrival = receive(waiting)
             under_way.pop()
             return arrival
 
-        monkeypatch.setattr(mesh.local.line.route, "send", sending)
-        monkeypatch.setattr(mesh.local.line.route, "receive", receiving)
+        monkeypatch.setattr(mesh.local.mesh_line.route, "send", sending)
+        monkeypatch.setattr(mesh.local.mesh_line.route, "receive", receiving)
         assert ask(mesh, prompt).token_ids == expected
         assert max(most) > 3
 

@@ -33,8 +33,8 @@ def fetched(monkeypatch):
     seen = []
     prepare = Workers._prepare
 
-    def note(workers, chosen):
-        ready = prepare(workers, chosen)
+    def note(workers, *arguments):
+        ready = prepare(workers, *arguments)
         seen.append([one.fetched_bytes for one in ready])
         return ready
 

@@ -267,3 +267,31 @@ def test_what_tokens_took_is_noted_when_a_route_leaves(streamed, told):
         assert noted == told
 
     running(scenario, lambda *run: noted.append(run))
+
+
+def test_a_stage_that_is_to_take_less_is_opened_anew_unless_somebody_uses_it():
+    async def scenario(host):
+        live = await host.open(key(0), "model", Opening(least=20))
+        host.enter(live, "route")
+        await host.close_larger(key(0), 40)
+        assert host.find(key(0)) is live
+        await host.leave(live, "route")
+        await host.close_larger(key(0), 40)
+        assert host.find(key(0)) is None
+        live = await host.open(key(0), "model", Opening(least=20), None, 40)
+        host.enter(live, "route")
+        outcomes = [await tried(host.reserve(live, SessionId(str(number)), "route", SIZE)) for number in range(5)]
+        assert live.residency.total_bytes <= 40
+        assert any(isinstance(outcome, BudgetError) for outcome in outcomes)
+        await host.leave(live, "route")
+        await host.close_larger(key(0), 40)
+        assert host.find(key(0)) is live
+
+    running(scenario)
+
+
+async def tried(work):
+    try:
+        return await work
+    except BudgetError as error:
+        return error

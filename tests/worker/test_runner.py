@@ -33,6 +33,9 @@ class FakeStage:
             raise self.error
         return list(frames)
 
+    def release(self, session):
+        self.released = session
+
     def close(self):
         self.is_closed = True
 
@@ -58,8 +61,8 @@ def runner(stage):
         runner.close()
 
 
-def envelopes(*names, tokens=(1,)):
-    return [Envelope("route", 0, 0, len(names), Frame(SessionId(name), 0, 0, 0, tokens)) for name in names]
+def envelopes(*names, tokens=(1,), step=0, epoch=0):
+    return [Envelope("route", 0, 0, len(names), Frame(SessionId(name), epoch, step, 0, tokens)) for name in names]
 
 
 def held(stage, runner, deliver):
@@ -72,8 +75,8 @@ def held(stage, runner, deliver):
 def test_what_comes_first_runs_first_and_frames_that_wait_share_a_sweep_where_that_saves_reading(stage, runner):
     delivered = Delivered()
     held(stage, runner, delivered)
-    for names in ("ab", "c", "a", "d"):
-        runner.run(envelopes(*names), delivered)
+    for names, step in (("ab", 0), ("c", 0), ("a", 1), ("d", 0)):
+        runner.run(envelopes(*names, step=step), delivered)
     stage.gate.set()
     wait_until(lambda: len(delivered) == 5)
     together = [["first"], ["a", "b", "c"], ["a", "d"]]
@@ -137,9 +140,23 @@ def test_the_time_of_a_token_is_the_median_of_those_that_came_alone(stage, runne
     runner.run(envelopes("a", tokens=(1, 2)), delivered)
     wait_until(lambda: len(delivered) == 1)
     assert runner.seconds_per_token == 0
-    runner.run(envelopes("a"), delivered)
+    runner.run(envelopes("a", step=1), delivered)
     wait_until(lambda: len(delivered) == 2)
     assert runner.seconds_per_token > 0
+
+
+def test_a_frame_that_comes_once_more_is_not_computed_again(stage, runner):
+    delivered = Delivered()
+    runner.run(envelopes("a"), delivered)
+    runner.run(envelopes("a", epoch=3), delivered)
+    runner.run(envelopes("a", tokens=(2,)), delivered)
+    wait_until(lambda: len(delivered) == 3)
+    assert stage.sweeps == [["a"]]
+    assert [outcome["a"].epoch for outcome in delivered[:2]] == [0, 3]
+    assert isinstance(delivered[2]["a"], Failure)
+    assert runner.num_steps(SessionId("a")).result(10) == 1
+    runner.release(SessionId("a")).result(10)
+    assert runner.num_steps(SessionId("a")).result(10) == 0
 
 
 def test_closing_finishes_the_sweep_and_turns_away_what_waits(stage, runner):
