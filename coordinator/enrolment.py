@@ -16,6 +16,7 @@ from layermesh.shared.security.enrolment_wire import (
     VERSION,
     Message,
     bytes_of,
+    hang_up,
     receive_message,
     send_message,
     text_of,
@@ -110,7 +111,7 @@ class Enrolment:
         except (OSError, TimeoutError, LayermeshError):
             pass
         finally:
-            writer.close()
+            await hang_up(writer)
 
     async def _answer(self, message: Message, address: str) -> Message:
         if message.get("version") != VERSION:

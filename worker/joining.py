@@ -17,6 +17,7 @@ from layermesh.shared.security.enrolment_wire import (
     VERSION,
     Message,
     bytes_of,
+    hang_up,
     receive_message,
     send_message,
     text_of,
@@ -103,7 +104,7 @@ async def _ask(address: str, context: ssl.SSLContext, message: Message, check: x
     except (OSError, TimeoutError) as error:
         raise AwayError(f"{address} went away while this worker was being paired. Try again.") from error
     finally:
-        writer.close()
+        await hang_up(writer)
 
 
 def _check_host(writer: asyncio.StreamWriter, address: str) -> None:

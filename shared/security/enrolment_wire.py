@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final, cast
 
 from msgpack import UnpackException, packb, unpackb
@@ -12,6 +13,7 @@ JOIN_TYPE: Final = "_layermesh-join._tcp.local."
 ENROLMENT_PORT: Final = 50701
 VERSION: Final = 1
 MOST_BYTES: Final = 256 << 10
+CLOSE_SECONDS: Final = 0.5
 _LENGTH_BYTES: Final = 4
 
 Message = dict[str, Any]
@@ -39,6 +41,15 @@ async def receive_message(reader: asyncio.StreamReader, most_bytes: int = MOST_B
             "the other side does not speak as layermesh does. Install the same version on both."
         ) from error
     return message
+
+
+async def hang_up(writer: asyncio.StreamWriter) -> None:
+    """End a connection properly, or else at once."""
+    writer.close()
+    with suppress(OSError, TimeoutError):
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await writer.wait_closed()
+    writer.transport.abort()
 
 
 def text_of(message: Message, key: str, most_chars: int) -> str:

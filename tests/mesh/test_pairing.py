@@ -21,6 +21,7 @@ from layermesh.pairing import JoinOptions, pair
 from layermesh.shared.errors import AuthenticationError, AwayError, UsageError
 from layermesh.shared.security import mesh_home as mesh_home_module
 from layermesh.shared.security.authority import utc_now
+from layermesh.shared.security.enrolment_wire import hang_up
 from layermesh.shared.security.invitation import Invitation
 from layermesh.shared.security.mesh_home import MeshHome
 from layermesh.shared.security.nodes import new_node_id
@@ -130,7 +131,7 @@ def impostor(mesh, tmp_path, made):
     async def serve(reader, writer):
         length = int.from_bytes(await reader.read(4))
         if not length:  # the guest has left
-            writer.close()
+            await hang_up(writer)
             return
         heard.append(await reader.readexactly(length))
         from cryptography.hazmat.primitives.serialization import Encoding
@@ -138,7 +139,7 @@ def impostor(mesh, tmp_path, made):
         data = packb({"authority": mesh.authority().certificate.public_bytes(Encoding.DER)})
         writer.write(len(data).to_bytes(4) + data)
         await writer.drain()
-        writer.close()
+        await hang_up(writer)
 
     async def run():
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -205,7 +206,7 @@ def test_nonsense_is_answered_or_left_and_does_not_use_an_invitation_up(mesh):
         reader, writer = await asyncio.open_connection(host, int(port), ssl=context)
         writer.write(data)
         answer = await asyncio.wait_for(reader.read(), 5)
-        writer.close()
+        await hang_up(writer)
         return answer
 
     async def run():
