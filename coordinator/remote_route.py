@@ -101,7 +101,7 @@ class RemoteRoute:
         async def release() -> None:
             await asyncio.gather(*(hop.client.release(hop.key, self.id, session) for hop in self.hops))
 
-        with suppress(WorkerLostError):
+        with suppress(LayermeshError):
             self._loop.run(self._unless_broken(release()))
 
     def send(self, frames: Sequence[Frame], sweep: int, end_hop: int | None = None, deadline: float = 0.0) -> None:

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from layermesh.coordinator.planning.machines import Links, Machine
 from layermesh.coordinator.planning.mesh_plan import MeshPlan, predict_mesh
 from layermesh.coordinator.planning.model_cost import ModelCost
+from layermesh.coordinator.planning.patching import WORTH, Placed, patch_mesh
 from layermesh.coordinator.planning.planner import plan_mesh
 from layermesh.coordinator.planning.running import Running, running_parts, spread_evenly
 from layermesh.coordinator.planning.what_if import imagine
@@ -61,6 +62,19 @@ class Planning:
             except BudgetError:
                 pass  # they are somebody else's, and this machine cannot do its part
         return plan_mesh(cost, [*workers, own], links)
+
+    def patch(
+        self, peers: Sequence[Peer], placed: Sequence[Placed], caps: Mapping[str, int], best: MeshPlan
+    ) -> MeshPlan | None:
+        """Return `placed` with the layers of whoever is not among `peers` given to one of those who are; None: not worth it.
+
+        `best` is what there would be without regard for what everybody has now.
+        """
+        cost = model_cost(self._local)
+        own = self._own_machine(peers, cost)
+        machines = [*(_capped(self._machine(peer, own), peer, caps) for peer in peers), own]
+        plan = patch_mesh(cost, placed, machines, Links({peer.name: peer.link for peer in peers}))
+        return plan if plan is not None and plan.seconds_per_token <= WORTH * best.seconds_per_token else None
 
     def _running(self, peers: Sequence[Peer], mine: Collection[str]) -> dict[str, Running]:
         """Which parts of this model, as it is run here, others use on the workers."""

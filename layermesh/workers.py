@@ -1,9 +1,9 @@
 """Other machines brought into play for a model: who is there, what each gets, and the line that runs through them."""
 
-import asyncio
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from layermesh.coordinator.mesh_pipeline import MeshPipeline
@@ -17,13 +17,10 @@ from layermesh.coordinator.remote_route import RemoteHop, RemoteRoute
 from layermesh.local import WORKER_NAME, LocalModel
 from layermesh.planning import Planning
 from layermesh.protos import mesh_pb2 as pb
-from layermesh.shared.chunks import Reading, in_chunks
+from layermesh.readying import Chosen, Readying
 from layermesh.shared.errors import BusyError, WorkerLostError, WorkerStarvedError
 from layermesh.shared.model.dividing import why_undivided
-from layermesh.shared.part_source import PartReading, PartSource
 from layermesh.shared.prediction import Prediction
-from layermesh.shared.problems import WorkerBudgetError
-from layermesh.shared.protocol import MANIFEST, PROTOCOL_VERSION
 from layermesh.shared.spans import LayerSpan
 from layermesh.shared.stage_key import StageKey
 from layermesh.shared.units import format_seconds
@@ -32,19 +29,6 @@ T = TypeVar("T")
 NUM_TRIES = 20  # where another coordinator gets in first with another division
 RETRY_SECONDS = 0.5
 EVERYBODY = Rebuild()
-
-
-@dataclass(frozen=True, slots=True)
-class _Chosen:
-    """A worker, what it is to run, and how much memory that should take."""
-
-    peer: Peer
-    key: StageKey
-    memory_bytes: int
-
-    @property
-    def worker_id(self) -> str:
-        return self.peer.described.worker_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +49,9 @@ class Workers:
         self._local = local
         self._registry = registry
         self._planning = Planning(local, spread=spread)
+        self._readying = Readying(local, registry.loop)
         self._route: RemoteRoute | None = None
-        self._present: list[_Chosen] = []  # what runs now
+        self._present: list[Chosen] = []  # what runs now
         self._placed: list[tuple[str, LayerSpan]] = []  # by the workers' ids, the own part too
         self._before: list[tuple[str, LayerSpan]] = []  # the same, before the last change in the middle of an answer
         self._given: dict[str, int] = {}
@@ -129,23 +114,33 @@ class Workers:
 
         Raises WorkerLostError and WorkerStarvedError for a worker that fails meanwhile.
         """
-        before = self._route
+        before, route_id = self._route, None if self._route is None else self._route.id
         self._before = self._placed
 
         def build() -> Resumable:
             found = self.find(order=order)
             self._check_present(found, order)
-            chosen = [] if found is None else self._chosen(found)
-            if found is None or not chosen:
-                line: Resumable = self._alone()
-            else:
-                line = self._bring_up(found, chosen, None if before is None else before.id, order)
-            return line
+            if found is None:
+                return self._alone()
+            with suppress(BusyError, WorkerStarvedError):
+                if (patched := self._patched(found, order)) is not None:
+                    return self._bring_up(patched, self._chosen(patched), route_id, order)
+            chosen = self._chosen(found)
+            return self._bring_up(found, chosen, route_id, order) if chosen else self._alone()
 
         line = _patiently(build)
         if before is not None:
             before.close()
         return line
+
+    def _patched(self, found: Found, order: Rebuild) -> Found | None:
+        """Return the plan that leaves everybody who is left what they have, if it is worth having; only they go on at once."""
+        here = {peer.described.worker_id: peer.name for peer in found.peers} | {WORKER_NAME: WORKER_NAME}
+        placed = [(here.get(who, ""), span) for who, span in self._placed]
+        if self._route is None or not order.caps.keys().isdisjoint(who for who, _ in self._placed):
+            return None
+        plan = self._planning.patch(found.peers, placed, order.caps, found.plan)
+        return None if plan is None else replace(found, plan=plan)
 
     def name(self, worker: str) -> str:
         """What its user calls a worker."""
@@ -192,21 +187,21 @@ class Workers:
             self._registry.watch_for(())
             self._local.line = LastingLine(line, self, self._tell) if self._route is not None else line
 
-    def _chosen(self, found: Found) -> list[_Chosen]:
+    def _chosen(self, found: Found) -> list[Chosen]:
         """Who runs something, in the order of the route."""
         by_name = {peer.name: peer for peer in found.peers}
         stages = [stage for stage in found.plan.stages if stage.machine != WORKER_NAME]
         return [
-            _Chosen(by_name[stage.machine], self._local.stage_key(stage.span, has_head=stage.has_head), stage.memory_bytes)
+            Chosen(by_name[stage.machine], self._local.stage_key(stage.span, has_head=stage.has_head), stage.memory_bytes)
             for stage in stages
         ]
 
-    def _bring_up(self, found: Found, chosen: Sequence[_Chosen], route_id: str | None, order: Rebuild) -> MeshPipeline:
+    def _bring_up(self, found: Found, chosen: Sequence[Chosen], route_id: str | None, order: Rebuild) -> MeshPipeline:
         """Have everybody make ready what they are to run, and open the route through them."""
         self._given = {}
         for one in chosen:
             self._given[one.worker_id] = self._given.get(one.worker_id, 0) + one.memory_bytes
-        ready = self._prepare(chosen, route_id, order.caps)
+        ready = self._readying.prepare(chosen, found.peers, route_id, order.caps)
         own = next((stage for stage in found.plan.stages if stage.machine == WORKER_NAME), None)
         self._local.run_part(LayerSpan(0, self._local.definition.num_layers) if own is None else own.span)
         peers = [one.peer for one in chosen]
@@ -245,56 +240,13 @@ class Workers:
             self._route.close()
         self._route, self._present = None, []
 
-    def _prepare(self, chosen: Sequence[_Chosen], route: str | None, caps: Mapping[str, int]) -> list[pb.PrepareReady]:
-        """Have all workers make their spans ready at the same time."""
-
-        async def prepare() -> list[pb.PrepareReady]:
-            return await asyncio.gather(*(self._prepare_one(one, chosen, route, caps) for one in chosen))
-
-        return self._registry.loop.run(prepare())
-
-    async def _prepare_one(
-        self, one: _Chosen, chosen: Sequence[_Chosen], route: str | None, caps: Mapping[str, int]
-    ) -> pb.PrepareReady:
-        peers = [other.peer for other in chosen]
-        others = [
-            peer.address_for(peers)
-            for peer in sorted(peers, key=lambda peer: peer.link.seconds)
-            if peer is not one.peer and any(model.fingerprint == one.key.fingerprint for model in peer.described.stored)
-        ]
-        start = pb.PrepareStart(
-            version=PROTOCOL_VERSION,
-            key=one.key.to_proto(),
-            model=self._local.name,
-            revision=self._local.revision,
-            sources=others,
-            route=route or "",
-            keeps=[other.key.to_proto() for other in chosen if other.worker_id == one.worker_id and other is not one],
-            most_bytes=caps.get(one.worker_id, 0),
-        )
-        client = one.peer.client
-        try:
-            return await client.while_alive(
-                client.prepare(start, self._read, lambda progress: self._progress(one.peer, progress))
-            )
-        except WorkerBudgetError as error:
-            raise WorkerStarvedError(str(error), one.worker_id, error.budget_bytes) from error
-
-    def _read(self, part: str, offset: int) -> Reading:
-        if part == MANIFEST:
-            return PartReading(in_chunks(self._local.manifest.to_bytes()), offset)
-        return PartSource(self._local.checkpoint, self._local.manifest).read(part, offset)
-
-    def _progress(self, peer: Peer, progress: pb.PrepareProgress) -> None:
-        self._local.on_progress(peer.name, progress.doing[:80], progress.done_bytes, progress.total_bytes)
-
     def _say(self, sentence: str) -> None:
         if sentence != self._said:
             self._said = sentence
             self._tell(sentence)
 
 
-def _present(chosen: Sequence[_Chosen]) -> list[tuple[str, StageKey]]:
+def _present(chosen: Sequence[Chosen]) -> list[tuple[str, StageKey]]:
     return [(one.worker_id, one.key) for one in chosen]
 
 
@@ -310,7 +262,7 @@ def _patiently(build: Callable[[], T]) -> T:
     raise AssertionError
 
 
-def _stage_plan(one: _Chosen, ready: pb.PrepareReady) -> StagePlan:
+def _stage_plan(one: Chosen, ready: pb.PrepareReady) -> StagePlan:
     span = one.key.span
     return StagePlan(one.peer.name, span.start, span.end, ready.resident_bytes, ready.streamed_bytes)
 

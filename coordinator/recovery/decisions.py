@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from layermesh.shared.frames import SessionId
 
-MOST_BARREN: Final = 5  # recoveries in a row after which no call came back
+MOST_BARREN: Final = 5  # recoveries in a row after which no call came back, but for those from first losses
 MOST_LOSSES: Final = 3  # of one worker, after which this answer does without it
 SHRINK: Final = 0.8  # of what was too much for a worker
 
@@ -123,7 +123,7 @@ def decide(standing: Standing, event: Event) -> tuple[Standing, tuple[Instructio
             cap = min(standing.caps.get(worker, num_bytes), num_bytes)
             return _rebuild(replace(standing, caps={**standing.caps, worker: int(cap * SHRINK)}))
         case Left(worker):
-            return _rebuild(replace(standing, away=standing.away | {worker}))
+            return _rebuild(replace(standing, away=standing.away | {worker}), is_first=worker not in standing.away)
         case Returned(worker):
             if worker not in standing.awaited:
                 return standing, ()
@@ -132,6 +132,7 @@ def decide(standing: Standing, event: Event) -> tuple[Standing, tuple[Instructio
 
 def _lose(standing: Standing, event: Lost) -> tuple[Standing, tuple[Instruction, ...]]:
     away, losses = standing.away, dict(standing.losses)
+    is_first = bool(event.worker) and event.worker not in losses
     if event.worker:
         away |= {event.worker}
         losses[event.worker] = losses.get(event.worker, 0) + 1 if event.returns else MOST_LOSSES
@@ -140,7 +141,7 @@ def _lose(standing: Standing, event: Lost) -> tuple[Standing, tuple[Instruction,
         for call in event.under_way:
             suspects[call] = suspects.get(call, frozenset()) | {event.worker}
     condemned = [Condemn(call, suspects.pop(call)) for call in event.under_way if _is_guilty(call, event, suspects)]
-    standing, instructions = _rebuild(replace(standing, away=away, losses=losses, suspects=suspects))
+    standing, instructions = _rebuild(replace(standing, away=away, losses=losses, suspects=suspects), is_first=is_first)
     return standing, (*condemned, *instructions)
 
 
@@ -149,8 +150,9 @@ def _is_guilty(call: Call, event: Lost, suspects: Mapping[Call, frozenset[str]])
     return event.crashed and len(event.under_way) == 1 and len(suspects.get(call, ())) > 1
 
 
-def _rebuild(standing: Standing) -> tuple[Standing, tuple[Instruction, ...]]:
-    standing = replace(standing, epoch=standing.epoch + 1, num_barren=standing.num_barren + 1)
+def _rebuild(standing: Standing, *, is_first: bool = False) -> tuple[Standing, tuple[Instruction, ...]]:
+    """Go on with a new plan, unless that is getting nowhere; of first losses there are only as many as workers."""
+    standing = replace(standing, epoch=standing.epoch + 1, num_barren=standing.num_barren + (not is_first))
     if standing.num_barren > MOST_BARREN:
-        return standing, (GiveUp(standing.num_barren - 1),)
+        return standing, (GiveUp(MOST_BARREN),)
     return standing, (standing.rebuild(),)

@@ -163,7 +163,7 @@ class LastingLine(Line):
                     case Rebuild():
                         try:
                             num_tokens = self._rebuild(instruction)
-                        except (WorkerLostError, WorkerStarvedError) as failed:
+                        except MeshError as failed:
                             event, error = self._event(failed, ()), failed
                             self._tell_of(event, failed)
                         else:

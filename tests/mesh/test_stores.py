@@ -8,13 +8,13 @@ from concurrent.futures import CancelledError
 
 import pytest
 
+from layermesh.readying import Readying
 from layermesh.shared.errors import CheckpointError, ResourceError
 from layermesh.shared.parts import CHUNK_BYTES
 from layermesh.shared.spans import LayerSpan
 from layermesh.worker import preparing, service
 from layermesh.worker.own_models import find_own
 from layermesh.worker.part_writer import PARTIAL_SUFFIX
-from layermesh.workers import Workers
 from tests.mesh.meshes import answer_alone, ask, machines, open_mesh
 from tests.shared.packing.packs import build_llama
 
@@ -31,14 +31,14 @@ def model(tmp_path_factory):
 def fetched(monkeypatch):
     """The bytes that each preparation of all workers fetched, in the order of the workers."""
     seen = []
-    prepare = Workers._prepare
+    prepare = Readying.prepare
 
     def note(workers, *arguments):
         ready = prepare(workers, *arguments)
         seen.append([one.fetched_bytes for one in ready])
         return ready
 
-    monkeypatch.setattr(Workers, "_prepare", note)
+    monkeypatch.setattr(Readying, "prepare", note)
     return seen
 
 
@@ -83,8 +83,8 @@ def test_workers_fetch_from_each_other(model, loopback, fetched, monkeypatch):
     with open_mesh(model, [first]) as mesh:
         ask(mesh)
     asked = []
-    read = Workers._read
-    monkeypatch.setattr(Workers, "_read", lambda workers, part, offset: asked.append(part) or read(workers, part, offset))
+    read = Readying._read
+    monkeypatch.setattr(Readying, "_read", lambda workers, part, offset: asked.append(part) or read(workers, part, offset))
     with open_mesh(model, [first, second]) as mesh:
         assert ask(mesh).token_ids == answer_alone(model)
     assert fetched[1][0] == 0 < fetched[1][1]
@@ -171,7 +171,7 @@ def test_a_transfer_that_was_cut_goes_on_where_it_was(model, loopback, fetched, 
     num_cuts = 0
     for _ in range(12):
         with open_mesh(model, [worker]) as mesh:
-            read, loop = mesh.workers._read, mesh.workers._registry.loop
+            read, loop = mesh.workers._readying._read, mesh.workers._registry.loop
 
             def go_away(loop=loop):
                 for task in asyncio.all_tasks(loop.loop):
@@ -179,7 +179,7 @@ def test_a_transfer_that_was_cut_goes_on_where_it_was(model, loopback, fetched, 
                         loop.loop.call_soon_threadsafe(task.cancel)
 
             cut = Cut(read, choose.randrange(2 * CHUNK_BYTES), unplugged if how == "reading fails" else go_away)
-            monkeypatch.setattr(mesh.workers, "_read", cut)
+            monkeypatch.setattr(mesh.workers._readying, "_read", cut)
             try:
                 ask(mesh)
             except (CheckpointError, asyncio.CancelledError, CancelledError):

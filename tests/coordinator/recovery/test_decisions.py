@@ -85,6 +85,11 @@ def test_silence_and_calls_that_have_passed_since_condemn_nobody():
     assert not any(isinstance(instruction, Condemn) for instruction in after(crashed, Passed(ONE), again)[1])
 
 
+def test_all_of_many_workers_may_go_away_at_once():
+    _, (order,) = after(*[Lost(str(number)) for number in range(3 * MOST_BARREN)])
+    assert len(order.without) == 3 * MOST_BARREN
+
+
 def test_what_never_gets_anywhere_is_given_up():
     *before, last = [after(*[Lost("")] * number)[1] for number in range(1, MOST_BARREN + 2)]
     assert all(isinstance(instruction, Rebuild) for (instruction,) in before)
@@ -106,7 +111,7 @@ class Histories(RuleBasedStateMachine):
         self.crashed: dict[Call, set[str]] = {}
         self.num_barren = 0
 
-    def happen(self, event):
+    def happen(self, event, *, is_first=False):
         before = self.standing
         self.standing, instructions = decide(before, event)
         assert len([one for one in instructions if not isinstance(one, Condemn)]) <= 1
@@ -117,7 +122,7 @@ class Histories(RuleBasedStateMachine):
                 self.last = instruction
             if isinstance(instruction, GiveUp):
                 assert self.num_barren >= MOST_BARREN
-        if instructions:
+        if instructions and not is_first:
             self.num_barren += 1
         return instructions
 
@@ -127,7 +132,8 @@ class Histories(RuleBasedStateMachine):
         if crashed:
             for call in calls:
                 self.crashed.setdefault(call, set()).add(worker)
-        instructions = self.happen(Lost(worker, calls, crashed, returns))
+        is_first = worker not in self.standing.losses
+        instructions = self.happen(Lost(worker, calls, crashed, returns), is_first=is_first)
         assert worker in self.last.without or isinstance(instructions[-1], GiveUp)
         for condemned in (one for one in instructions if isinstance(one, Condemn)):
             assert calls == {condemned.call}
@@ -148,7 +154,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(worker=WORKERS)
     def leave(self, worker):
-        self.happen(Left(worker))
+        self.happen(Left(worker), is_first=worker not in self.standing.away)
         assert worker in self.standing.away
 
     @precondition(lambda self: self.standing.away)
