@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from layermesh.protos import mesh_pb2 as pb
+from layermesh.shared.channels import Channels
 from layermesh.shared.errors import BusyError, MeshError
 from layermesh.shared.frames import Failure, Frame, Logits, Outcome
 from layermesh.shared.hidden_states import blamed
@@ -50,11 +51,11 @@ class RouteHere:
 class Routes:
     """Knows the routes, runs their frames on the stages of `host` and sends them on. For the event loop's thread only."""
 
-    def __init__(self, name: str, host: Host) -> None:
+    def __init__(self, name: str, host: Host, channels: Channels) -> None:
         self._name = name
         self._host = host
         self._routes: dict[str, RouteHere] = {}
-        self._neighbours = Neighbours(self._lost)
+        self._neighbours = Neighbours(self._lost, channels)
         self._loop = asyncio.get_running_loop()
         self.is_leaving = False
 
