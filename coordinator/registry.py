@@ -12,16 +12,14 @@ from layermesh.coordinator.event_loop import EventLoop
 from layermesh.coordinator.members import Members
 from layermesh.coordinator.planning.machines import Link
 from layermesh.coordinator.worker_client import WorkerClient
-from layermesh.coordinator.worker_info import RunningInfo, StoredInfo, WorkerInfo
+from layermesh.coordinator.worker_info import WorkerInfo, read_info
 from layermesh.protos import mesh_pb2 as pb
 from layermesh.shared.addresses import format_address, is_loopback, parse_address, pin
 from layermesh.shared.announcement import Announcement
 from layermesh.shared.errors import AuthenticationError, AwayError, MeshError
 from layermesh.shared.interfaces import addresses_of, local_interfaces
-from layermesh.shared.profile_wire import profile_from_proto
 from layermesh.shared.security.judging import PAIR
 from layermesh.shared.security.mesh_home import MeshHome
-from layermesh.shared.spans import LayerSpan
 
 LOOK_SECONDS = 1.5  # how long the first look around may take
 RETURN_SECONDS = 1.0  # between two looks for a worker that was lost
@@ -264,34 +262,9 @@ def _of_one_kind(peers: Sequence[Peer]) -> tuple[Sequence[Peer], list[str]]:
 
 def _info(name: str, place: str, addresses: Sequence[str], answer: Peer | Absence) -> WorkerInfo:
     """Return what `answer` says of the worker that was looked for as `place`."""
-    if not isinstance(answer, Peer):
-        name = name or (addresses[0] if addresses else place)
-        return WorkerInfo(place, name, ", ".join(addresses), problem=str(answer))
-    told = answer.described
-    names = {model.fingerprint: model.name for model in told.stored}
-    return WorkerInfo(
-        worker_id=told.worker_id,
-        name=answer.name,
-        address=answer.client.address,
-        version=told.version,
-        software=told.software,
-        device=told.device,
-        profile=profile_from_proto(told.profile),
-        running=tuple(_running(one, names.get(one.key.fingerprint, one.model)) for one in told.running),
-        stored=tuple(StoredInfo(model.name, model.num_bytes) for model in told.stored),
-        last_seen_seconds=0.0,
-    )
-
-
-def _running(running: pb.RunningSpan, model: str) -> RunningInfo:
-    return RunningInfo(
-        model,
-        LayerSpan(running.key.start, running.key.end),
-        running.resident_bytes,
-        running.streamed_bytes,
-        running.seconds_per_token,
-        running.num_sessions,
-    )
+    if isinstance(answer, Peer):
+        return read_info(answer.name, answer.client.address, answer.described)
+    return WorkerInfo(place, name or (addresses[0] if addresses else place), ", ".join(addresses), problem=str(answer))
 
 
 def _distinct(peers: Sequence[Peer]) -> list[Peer]:

@@ -11,11 +11,11 @@ import grpc.aio
 
 from layermesh import __version__
 from layermesh.coordinator.planning.machines import Link
+from layermesh.coordinator.preparation import Progress, ReadPart, converse
 from layermesh.protos import mesh_pb2 as pb
 from layermesh.protos.mesh_pb2_grpc import MembershipServiceStub, WorkerServiceStub
 from layermesh.shared.allocator import keeping_memory
 from layermesh.shared.channels import Channels, pinned
-from layermesh.shared.chunks import Reading, read_chunks
 from layermesh.shared.errors import AuthenticationError, AwayError, LayermeshError, MeshError, WorkerLostError
 from layermesh.shared.heartbeat import until_silent
 from layermesh.shared.problems import WorkerBudgetError, to_error
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from layermesh.shared.frames import SessionId
 
 T = TypeVar("T")
-ReadPart = Callable[[str, int], Reading]
-Progress = Callable[[pb.PrepareProgress], None]
 
 DESCRIBE_SECONDS = 3.0
 MEMBERSHIP_SECONDS = 2.0
@@ -109,28 +107,8 @@ class WorkerClient:
 
     async def prepare(self, start: pb.PrepareStart, read: ReadPart, progress: Progress) -> pb.PrepareReady:
         """Have it make a span ready, and send it what it lacks. Raises what became the worker's problem."""
-        outgoing: asyncio.Queue[pb.PrepareRequest | None] = asyncio.Queue(maxsize=4)
-        outgoing.put_nowait(pb.PrepareRequest(start=start))
-        sending: asyncio.Task[None] | None = None
-        ended: pb.PrepareResponse | None = None
-        call = self._stub.Prepare(_drain(outgoing))
-        try:
-            with self._calling(), keeping_memory():
-                async for response in call:
-                    match response.WhichOneof("kind"):
-                        case "wanted":
-                            await _settle(sending)
-                            wanted = response.wanted
-                            sending = asyncio.create_task(_send(read(wanted.part, wanted.offset), wanted.part, outgoing))
-                        case "progress":
-                            progress(response.progress)
-                        case "ready" | "failed":
-                            await _settle(sending)
-                            ended = response  # the worker ends the stream once we have ended our side
-                            await _end(sending, outgoing)
-        finally:
-            await _end(sending, outgoing)
-            call.cancel()
+        with self._calling(), keeping_memory():
+            ended = await converse(self._stub.Prepare, start, read, progress)
         if ended is None:
             raise WorkerLostError(
                 f"worker {self.name} ended the connection while it made its layers ready. Look at its screen.", self.worker_id
@@ -297,35 +275,3 @@ class WorkerClient:
             raise self._cut from error
         except grpc.aio.AioRpcError as error:
             raise self.explain(error) from error
-
-
-async def _drain(outgoing: "asyncio.Queue[pb.PrepareRequest | None]") -> AsyncIterator[pb.PrepareRequest]:
-    while (request := await outgoing.get()) is not None:
-        yield request
-
-
-async def _send(reading: Reading, part: str, outgoing: "asyncio.Queue[pb.PrepareRequest | None]") -> None:
-    try:
-        async for chunk in read_chunks(reading, part):
-            await outgoing.put(pb.PrepareRequest(chunk=chunk))
-    except Exception:
-        await outgoing.put(None)  # or the worker would wait for the rest, and we for it
-        raise
-
-
-async def _end(sending: "asyncio.Task[None] | None", outgoing: "asyncio.Queue[pb.PrepareRequest | None]") -> None:
-    """Send nothing more."""
-    if sending is not None:
-        sending.cancel()
-        await asyncio.gather(sending, return_exceptions=True)
-    while not outgoing.empty():
-        outgoing.get_nowait()
-    outgoing.put_nowait(None)
-
-
-async def _settle(sending: "asyncio.Task[None] | None") -> None:
-    """Raise what made sending fail: this machine's own files, most likely."""
-    if sending is not None and sending.done():
-        error = sending.exception()
-        if isinstance(error, LayermeshError):
-            raise error

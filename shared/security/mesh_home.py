@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from filelock import FileLock
 
 from layermesh.shared.errors import AuthenticationError
-from layermesh.shared.library.home import home
+from layermesh.shared.library.home import data_home
 from layermesh.shared.security.authority import BACKDATED, Authority, has_issued, utc_now
 from layermesh.shared.security.credentials import Credentials, KeptCredentials
 from layermesh.shared.security.invitation import VALID_SECONDS, Invitation
@@ -32,7 +32,7 @@ class MeshHome:
     """What is kept in `folder` (by default `mesh` in layermesh's own); nothing, as long as nobody was invited."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder or home() / "mesh"
+        self.folder = folder or data_home() / "mesh"
         self._authority = self.folder / "authority.pem"
         self._own = KeptCredentials(self.folder / "coordinator.pem")
         self._nodes = NodeList(self.folder / "nodes.msgpack")
