@@ -69,6 +69,7 @@ class MeshPipeline(Resumable):
         super().__init__()
         self._seconds_per_token = predicted_seconds  # at the slowest hop, smoothed
         self._has_run = False
+        self._patience = FIRST_DEADLINE
         self.route = route
         self.times: deque[SweepTime] = deque(maxlen=RECENT)
         self._own = own
@@ -182,7 +183,7 @@ class MeshPipeline(Resumable):
 
     def _next_of(self, sessions: Collection[SessionId]) -> "Envelope | Scores | Failure | Replayed":
         while True:
-            arrival = self.route.receive(self._waiting)
+            arrival = self.route.receive(self._waiting, self._patience)
             if (arrival.frame.session if isinstance(arrival, Envelope) else _session(arrival)) in sessions:
                 return arrival
 
@@ -193,7 +194,9 @@ class MeshPipeline(Resumable):
         """Return how many seconds a hop may take for `frames`: a multiple of what as many tokens take one by one."""
         num_tokens = num_queued * sum(len(frame.token_ids) for frame in frames)
         seconds = DEADLINE_FACTOR * self._seconds_per_token * num_tokens
-        return max(seconds, LEAST_DEADLINE if self._has_run else FIRST_DEADLINE)
+        deadline = max(seconds, LEAST_DEADLINE if self._has_run else FIRST_DEADLINE)
+        self._patience = LEAST_DEADLINE + deadline * (len(self.route.hops) + 1)  # each hop tells of its own first
+        return deadline
 
     @property
     def _streams(self) -> bool:
@@ -252,7 +255,7 @@ class MeshPipeline(Resumable):
     def _receive(self, frames: Sequence[Frame]) -> tuple[Outcome, tuple[HopTime, ...]]:
         """Return what became of one of `frames`; what comes of sessions that were released in the middle is dropped."""
         while True:
-            arrival = self.route.receive(self._waiting)
+            arrival = self.route.receive(self._waiting, self._patience)
             if not isinstance(arrival, Envelope | Scores | Failure):
                 continue
             outcome, times = _opened(arrival)

@@ -1,7 +1,9 @@
 """A route of workers as one thread uses it: frames in at the front, what becomes of them out at the end."""
 
 import asyncio
+import math
 import queue
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import suppress
@@ -115,11 +117,13 @@ class RemoteRoute:
         parts = [part for envelope in envelopes for part in envelope_parts(envelope)]
         self._loop.loop.call_soon_threadsafe(self._streams[0].send, parts)
 
-    def receive(self, waiting: Callable[[], None]) -> Arrival:
+    def receive(self, waiting: Callable[[], None], patience: float = math.inf) -> Arrival:
         """Return what comes back next; `waiting` is called now and then meanwhile.
 
-        Raises WorkerLostError where a worker went away, and MeshError where one cannot go on.
+        Raises WorkerLostError where a worker went away or nothing has come for `patience` seconds, and MeshError where one
+        cannot go on.
         """
+        began = time.monotonic()
         while True:
             if self._broken is not None:
                 raise self._broken
@@ -127,6 +131,8 @@ class RemoteRoute:
                 arrival = self._arrivals.get(timeout=WAKE_SECONDS)
             except queue.Empty:
                 waiting()
+                if time.monotonic() - began > patience:
+                    raise WorkerLostError(f"nothing came back for {patience:.0f} s, and no worker says why.") from None
                 continue
             if arrival is not None:
                 return arrival
@@ -160,7 +166,7 @@ class RemoteRoute:
     async def _unless_broken(self, work: Coroutine[Any, Any, T]) -> T:
         """Return what `work` returns; raises why the route is broken as soon as it is."""
         assert self._end is not None
-        working = asyncio.create_task(work)
+        working: asyncio.Future[T] = asyncio.create_task(work)
         try:
             either: list[asyncio.Future[Any]] = [working, self._end]
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -186,13 +192,14 @@ class RemoteRoute:
     def fail(self, failure: pb.FrameFailure, client: WorkerClient) -> None:
         """Take what a worker says went wrong: with one frame, with another worker, or with everything."""
         error = to_error(failure.problem, failure.worker[:80] or client.name)
-        if failure.session:
-            if isinstance(error, ResourceError):
-                error = WorkerStarvedError(str(error), client.worker_id)
-            self.arrive(Failure(SessionId(failure.session), failure.step, error))
-        elif 0 < failure.lost_hop <= len(self.hops):
+        if 0 < failure.lost_hop <= len(self.hops):
             lost = self.hops[failure.lost_hop - 1].client
             error = WorkerLostError(str(error), lost.worker_id, returns=False)
+        elif isinstance(error, ResourceError):
+            error = WorkerStarvedError(str(error), client.worker_id)
+        if failure.session:
+            self.arrive(Failure(SessionId(failure.session), failure.step, error))
+        elif isinstance(error, WorkerLostError):
             asyncio.get_running_loop().call_later(BLAME_SECONDS, self.end, error)  # its own stream may say it better
         else:
             self.end(error)
@@ -245,6 +252,8 @@ class _Stream:
             error = client.explain(failed)
         except LayermeshError as failed:
             error = failed
+            if self._accepted.done():  # it is about what it sent
+                error = WorkerLostError(str(failed), client.worker_id, returns=False)
         finally:
             self._requests.put_nowait(None)  # gRPC goes on waiting for more where the other side ended it
         if not self._accepted.done():

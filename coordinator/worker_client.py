@@ -11,15 +11,17 @@ import grpc.aio
 
 from layermesh import __version__
 from layermesh.coordinator.planning.machines import Link
+from layermesh.coordinator.preparation import Progress, ReadPart, converse
 from layermesh.protos import mesh_pb2 as pb
-from layermesh.protos.mesh_pb2_grpc import WorkerServiceStub
+from layermesh.protos.mesh_pb2_grpc import MembershipServiceStub, WorkerServiceStub
 from layermesh.shared.allocator import keeping_memory
-from layermesh.shared.chunks import Reading, read_chunks
-from layermesh.shared.errors import LayermeshError, MeshError, WorkerLostError
-from layermesh.shared.grpc_options import CHANNEL_OPTIONS
+from layermesh.shared.channels import Channels, pinned
+from layermesh.shared.errors import AuthenticationError, AwayError, LayermeshError, MeshError, WorkerLostError
 from layermesh.shared.heartbeat import until_silent
 from layermesh.shared.problems import WorkerBudgetError, to_error
 from layermesh.shared.protocol import PROTOCOL_VERSION
+from layermesh.shared.security.nodes import Member, NodeId
+from layermesh.shared.security.removals import SignedRemovals
 from layermesh.shared.stage_key import StageKey
 
 if TYPE_CHECKING:
@@ -27,10 +29,9 @@ if TYPE_CHECKING:
     from layermesh.shared.frames import SessionId
 
 T = TypeVar("T")
-ReadPart = Callable[[str, int], Reading]
-Progress = Callable[[pb.PrepareProgress], None]
 
 DESCRIBE_SECONDS = 3.0
+MEMBERSHIP_SECONDS = 2.0
 RESERVE_SECONDS = 600.0  # resident blocks may have to be laid out anew
 BUSY_SECONDS = 120.0  # how long to wait for room that others take
 NUM_ECHOES = 7
@@ -38,26 +39,45 @@ ECHO_BYTES = 1 << 20
 
 
 class WorkerClient:
-    """Calls the worker at `address`; errors come as MeshError and its kin, and name the worker."""
+    """Calls the worker at `address`, over a connection to that node of the mesh and no other once `describe` knows which it is.
 
-    def __init__(self, address: str) -> None:
+    Errors come as MeshError and its kin, or AuthenticationError, and name the worker.
+    """
+
+    def __init__(self, address: str, channels: Channels | None = None) -> None:
         self.address = address
         self.name = address
         self.worker_id = ""
-        self._channel = self._connect()
-        self._stub = WorkerServiceStub(self._channel)
+        self.member: Member | None = None  # of the mesh; None for a worker that is not encrypted, on this machine
+        self._channels = channels or Channels()
+        self._channel: grpc.aio.Channel | None = None
+        self._cut: WorkerLostError | None = None
 
     @property
     def who(self) -> str:
         """Its name and where it is."""
         return self.name if self.name == self.address else f"{self.name} at {self.address}"
 
+    @property
+    def node(self) -> NodeId | None:
+        """Which node of the mesh it is."""
+        return None if self.member is None else self.member.node
+
     async def describe(self) -> pb.DescribeResponse:
-        """Ask who it is; raises MeshError for one that does not answer or speaks another version."""
-        with self._calling():
-            response: pb.DescribeResponse = await self._stub.Describe(
-                pb.DescribeRequest(version=PROTOCOL_VERSION), timeout=DESCRIBE_SECONDS
-            )
+        """Ask who it is. Raises MeshError for one that does not answer or speaks another version, AuthenticationError with the
+        reason for one that may not take part.
+        """
+        known = self._channel
+        if known is None:
+            await self._connect()
+        try:
+            response = await self._describe()
+        except AwayError:
+            if known is None:
+                raise
+            await self._connect()  # whoever is there by now
+            await known.close()  # not earlier: streams of one that is leaving may still be of use
+            response = await self._describe()
         self.name = response.name[:80] or self.address
         self.worker_id = response.worker_id
         if response.version != PROTOCOL_VERSION:
@@ -66,6 +86,8 @@ class WorkerClient:
                 f"{response.version} of the protocol; this is {__version__}, which speaks {PROTOCOL_VERSION}. Install the "
                 "same layermesh on both."
             )
+        if self.node is not None and response.worker_id != self.node:
+            raise AuthenticationError(f"worker {self.who} says it is another than its certificate does. Pair it again.")
         return response
 
     async def measure_link(self) -> Link:
@@ -85,28 +107,8 @@ class WorkerClient:
 
     async def prepare(self, start: pb.PrepareStart, read: ReadPart, progress: Progress) -> pb.PrepareReady:
         """Have it make a span ready, and send it what it lacks. Raises what became the worker's problem."""
-        outgoing: asyncio.Queue[pb.PrepareRequest | None] = asyncio.Queue(maxsize=4)
-        outgoing.put_nowait(pb.PrepareRequest(start=start))
-        sending: asyncio.Task[None] | None = None
-        ended: pb.PrepareResponse | None = None
-        call = self._stub.Prepare(_drain(outgoing))
-        try:
-            with self._calling(), keeping_memory():
-                async for response in call:
-                    match response.WhichOneof("kind"):
-                        case "wanted":
-                            await _settle(sending)
-                            wanted = response.wanted
-                            sending = asyncio.create_task(_send(read(wanted.part, wanted.offset), wanted.part, outgoing))
-                        case "progress":
-                            progress(response.progress)
-                        case "ready" | "failed":
-                            await _settle(sending)
-                            ended = response  # the worker ends the stream once we have ended our side
-                            await _end(sending, outgoing)
-        finally:
-            await _end(sending, outgoing)
-            call.cancel()
+        with self._calling(), keeping_memory():
+            ended = await converse(self._stub.Prepare, start, read, progress)
         if ended is None:
             raise WorkerLostError(
                 f"worker {self.name} ended the connection while it made its layers ready. Look at its screen.", self.worker_id
@@ -145,13 +147,35 @@ class WorkerClient:
         request = pb.ReleaseRequest(key=key.to_proto(), session=session, route=route)
         try:
             await self._stub.Release(request, timeout=DESCRIBE_SECONDS)
-        except grpc.aio.AioRpcError:
+        except (grpc.aio.AioRpcError, LayermeshError):
             return
 
-    def forward(self, requests: AsyncIterator[pb.ForwardRequest]) -> AsyncIterator[pb.ForwardResponse]:
+    async def forward(self, requests: AsyncIterator[pb.ForwardRequest]) -> AsyncIterator[pb.ForwardResponse]:
         """Open a stream of frames."""
-        responses: AsyncIterator[pb.ForwardResponse] = self._stub.Forward(requests)
-        return responses
+        with self._calling():
+            async for response in self._stub.Forward(requests):
+                yield response
+
+    async def tell_removed(self, signed: SignedRemovals) -> int:
+        """Tell it who was removed, and return the number of the newest list that it knows."""
+        request = pb.RemoveRequest(body=signed.body, signature=signed.signature)
+        with self._calling():
+            response: pb.RemoveResponse = await self._membership.Remove(request, timeout=MEMBERSHIP_SECONDS)
+        return response.number
+
+    async def renew(self, issue: Callable[[bytes], bytes]) -> None:
+        """Give it a new certificate: the one that `issue` makes (in DER) of its request (PKCS #10, in DER)."""
+        with self._calling():
+            asked: pb.BeginRenewalResponse = await self._membership.BeginRenewal(
+                pb.BeginRenewalRequest(), timeout=MEMBERSHIP_SECONDS
+            )
+            certificate = await asyncio.to_thread(issue, asked.request)
+            await self._membership.FinishRenewal(pb.FinishRenewalRequest(certificate=certificate), timeout=MEMBERSHIP_SECONDS)
+
+    async def cut_off(self) -> None:
+        """Break off everything with it, since it was removed from the mesh."""
+        self._cut = WorkerLostError(f"worker {self.who} was removed from the mesh.", self.worker_id, returns=False)
+        await self.close()
 
     async def while_alive(self, work: Coroutine[Any, Any, T]) -> T:
         """Return what `work` returns. Raises WorkerLostError as soon as the worker is not there any more."""
@@ -169,7 +193,7 @@ class WorkerClient:
 
     async def until_lost(self) -> WorkerLostError:
         """Return once the worker is not there any more, with what to say of that."""
-        async with self._connect() as channel:  # of its own: what is under way on the other must not delay it
+        async with self._open() as channel:  # of its own: what is under way on the other must not delay it
             gone = await until_silent(channel)
         return WorkerLostError(
             f"worker {self.who} does not answer any more ({gone.why}).", self.worker_id, crashed=not gone.is_silence
@@ -178,8 +202,10 @@ class WorkerClient:
     def explain(self, error: grpc.aio.AioRpcError) -> MeshError:
         """Return what a failed call means to a user."""
         said = " ".join((error.details() or error.code().name).split())[:300]
+        if error.code() is grpc.StatusCode.PERMISSION_DENIED:
+            return MeshError(f"worker {self.who} refused this machine: {said}.")
         if error.code() is grpc.StatusCode.UNAVAILABLE:
-            return WorkerLostError(
+            return AwayError(
                 f"worker {self.who} does not answer ({said}). Is it running, and is the address right? "
                 "`layermesh status` shows who is there.",
                 self.worker_id,
@@ -195,7 +221,42 @@ class WorkerClient:
 
     async def close(self) -> None:
         """Let go of it."""
-        await self._channel.close()
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
+
+    async def _connect(self) -> None:
+        """Find out who is there, and open a connection to nobody else."""
+        try:
+            self.member = await self._channels.meet(self.address, f"worker {self.who}")
+        except WorkerLostError as error:
+            error.worker = self.worker_id
+            raise
+        self._channel = self._open()
+        self._cut = None
+
+    def _open(self) -> grpc.aio.Channel:
+        return self._channels.open(pinned(self.address, self.member))
+
+    async def _describe(self) -> pb.DescribeResponse:
+        with self._calling():
+            response: pb.DescribeResponse = await self._stub.Describe(
+                pb.DescribeRequest(version=PROTOCOL_VERSION), timeout=DESCRIBE_SECONDS
+            )
+        return response
+
+    @property
+    def _stub(self) -> WorkerServiceStub:
+        return WorkerServiceStub(self._connected())
+
+    @property
+    def _membership(self) -> MembershipServiceStub:
+        return MembershipServiceStub(self._connected())
+
+    def _connected(self) -> grpc.aio.Channel:
+        if self._channel is None:
+            raise self._cut or MeshError(f"worker {self.who} was let go of.")
+        return self._channel
 
     def _error(self, problem: pb.Problem) -> LayermeshError:
         error = to_error(problem, self.name)
@@ -203,44 +264,14 @@ class WorkerClient:
             error.worker_id = self.worker_id
         return error
 
-    def _connect(self) -> grpc.aio.Channel:
-        return grpc.aio.insecure_channel(self.address, CHANNEL_OPTIONS)
-
     @contextmanager
     def _calling(self) -> Iterator[None]:
         try:
             yield
+        except asyncio.CancelledError as error:  # by a connection that was closed, or by whoever waits
+            task = asyncio.current_task()
+            if self._cut is None or (task is not None and task.cancelling()):
+                raise
+            raise self._cut from error
         except grpc.aio.AioRpcError as error:
             raise self.explain(error) from error
-
-
-async def _drain(outgoing: "asyncio.Queue[pb.PrepareRequest | None]") -> AsyncIterator[pb.PrepareRequest]:
-    while (request := await outgoing.get()) is not None:
-        yield request
-
-
-async def _send(reading: Reading, part: str, outgoing: "asyncio.Queue[pb.PrepareRequest | None]") -> None:
-    try:
-        async for chunk in read_chunks(reading, part):
-            await outgoing.put(pb.PrepareRequest(chunk=chunk))
-    except Exception:
-        await outgoing.put(None)  # or the worker would wait for the rest, and we for it
-        raise
-
-
-async def _end(sending: "asyncio.Task[None] | None", outgoing: "asyncio.Queue[pb.PrepareRequest | None]") -> None:
-    """Send nothing more."""
-    if sending is not None:
-        sending.cancel()
-        await asyncio.gather(sending, return_exceptions=True)
-    while not outgoing.empty():
-        outgoing.get_nowait()
-    outgoing.put_nowait(None)
-
-
-async def _settle(sending: "asyncio.Task[None] | None") -> None:
-    """Raise what made sending fail: this machine's own files, most likely."""
-    if sending is not None and sending.done():
-        error = sending.exception()
-        if isinstance(error, LayermeshError):
-            raise error

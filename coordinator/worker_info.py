@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+from layermesh.protos import mesh_pb2 as pb
 from layermesh.shared.machine_profile import MachineProfile
+from layermesh.shared.profile_wire import profile_from_proto
 from layermesh.shared.spans import LayerSpan
 
 
@@ -50,3 +52,31 @@ class WorkerInfo:
     def stored_bytes(self) -> int:
         """Bytes of all models stored there."""
         return sum(each.num_bytes for each in self.stored)
+
+
+def read_info(name: str, address: str, told: pb.DescribeResponse) -> WorkerInfo:
+    """Return what a worker just now said of itself, under the name by which it is known here."""
+    names = {model.fingerprint: model.name for model in told.stored}
+    return WorkerInfo(
+        worker_id=told.worker_id,
+        name=name,
+        address=address,
+        version=told.version,
+        software=told.software,
+        device=told.device,
+        profile=profile_from_proto(told.profile),
+        running=tuple(_running(one, names.get(one.key.fingerprint, one.model)) for one in told.running),
+        stored=tuple(StoredInfo(model.name, model.num_bytes) for model in told.stored),
+        last_seen_seconds=0.0,
+    )
+
+
+def _running(running: pb.RunningSpan, model: str) -> RunningInfo:
+    return RunningInfo(
+        model,
+        LayerSpan(running.key.start, running.key.end),
+        running.resident_bytes,
+        running.streamed_bytes,
+        running.seconds_per_token,
+        running.num_sessions,
+    )

@@ -6,10 +6,11 @@ import signal
 import sys
 import warnings
 
-from layermesh.commands import bench, generate, mesh, models, plan  # noqa: F401 - each adds its commands to the app
+from layermesh.commands import bench, generate, membership, mesh, models, plan  # noqa: F401 - each adds its commands to the app
 from layermesh.commands.app import app
 from layermesh.interrupts import INTERRUPTED, catch_interrupts, end_interrupted, was_interrupted
 from layermesh.reporting import prepare_streams
+from layermesh.shared.tls_floor import refuse_old_tls
 
 
 def main() -> None:
@@ -19,6 +20,8 @@ def main() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # remarks of one library about another are not for the user's eyes
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    refuse_old_tls()
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # strangers that knock are no news
     try:
         app()
     except SystemExit as end:

@@ -4,12 +4,13 @@ import asyncio
 import signal
 import socket
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from layermesh.interrupts import INTERRUPTED
+from layermesh.pairing import JoinOptions, pair
 from layermesh.settings import OpeningOptions, device_budget, host_budget
 from layermesh.shared.addresses import format_address
 from layermesh.shared.errors import UsageError
@@ -19,8 +20,9 @@ from layermesh.shared.units import format_bytes, format_seconds, parse_bytes
 from layermesh.terminal import StatusLine, harmless, note
 from layermesh.worker.card_memory import CardMemory
 from layermesh.worker.host import LiveStage
-from layermesh.worker.identity import worker_id
+from layermesh.worker.identity import worker_place
 from layermesh.worker.kept import kept_bytes
+from layermesh.worker.listening import check_host
 from layermesh.worker.machine import pick_device, return_memory_promptly
 from layermesh.worker.measuring import profile_machine
 from layermesh.worker.opening import StageBudget, choose_budget
@@ -44,12 +46,14 @@ class WorkerOptions:
     store: Path | None
     store_limit: str | None
     quiet: bool
+    joining: JoinOptions = field(default_factory=JoinOptions)
 
 
 def run_worker(options: OpeningOptions, worker: WorkerOptions) -> int:
     """Serve until a signal comes, and return the exit code.
 
-    Raises UsageError for a port that is taken or a name that nobody could write, ResourceError for a device that is not here.
+    Raises UsageError for a port that is taken or a name that nobody could write, ResourceError for a device that is not here,
+    AuthenticationError for an invitation that does not hold.
     """
     return_memory_promptly()
     name = _name(worker.name)
@@ -58,7 +62,9 @@ def run_worker(options: OpeningOptions, worker: WorkerOptions) -> int:
     limit_bytes = None if worker.store_limit is None else _bytes(worker.store_limit, "--store-limit")
     folder = worker.store or home() / "store"
     with ExitStack() as held:
-        identity = held.enter_context(worker_id(folder))
+        place = held.enter_context(worker_place(folder))
+        membership = pair(place, name, worker.joining)
+        check_host(worker.host, is_paired=membership.credentials() is not None)
         if device.type != "cpu":
             held.callback(CardMemory(device, budget.device_bytes).close)
         store = Store(folder, limit_bytes)
@@ -66,7 +72,9 @@ def run_worker(options: OpeningOptions, worker: WorkerOptions) -> int:
             note("measuring this machine …")
         cache = ProfileCache()
         profile = profile_machine(device, folder, budget.device_bytes, budget.host_bytes, cache)
-        settings = Settings(identity, name, device, budget, worker.host, worker.port, worker.announce, kept)
+        settings = Settings(
+            place.read_id(), name, device, budget, worker.host, worker.port, worker.announce, kept, membership=membership
+        )
         return asyncio.run(_serve(WorkerServer(settings, profile, store, cache), settings, profile, quiet=worker.quiet))
 
 
@@ -98,10 +106,12 @@ def _introduction(settings: Settings, profile: MachineProfile, server: WorkerSer
     if profile.weight_rates:
         form, rate = max(profile.weight_rates.items(), key=lambda item: item[1])
         rates.append(f"{form} weights {format_bytes(rate)}/s")
-    address = format_address(settings.host or socket.gethostname(), server.port)
+    own = socket.gethostname() if settings.mesh else "127.0.0.1"
+    address = format_address(settings.host or own, server.port)
+    paired = "" if settings.mesh else " Not paired: only this machine uses it. For others, say `layermesh invite` on theirs."
     return (
         f"worker {settings.name} at {address}: {settings.device}, {format_bytes(profile.device_bytes)} of memory, "
-        f"{', '.join(rates)}. Ctrl-C ends it."
+        f"{', '.join(rates)}. Ctrl-C ends it.{paired}"
     )
 
 

@@ -10,7 +10,7 @@ from typing import Final
 from filelock import FileLock, Timeout
 
 from layermesh.shared.errors import UsageError
-from layermesh.shared.library.home import home
+from layermesh.shared.library.home import data_home
 
 MOST_JOURNALS: Final = 32  # the oldest go first
 _ID: Final = re.compile(r"[0-9a-f]{8}")
@@ -19,7 +19,7 @@ _SUFFIX: Final = ".journal"
 
 def journals_folder() -> Path:
     """Return the folder, which need not exist yet."""
-    return home() / "journals"
+    return data_home() / "journals"
 
 
 @contextmanager

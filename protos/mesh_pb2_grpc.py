@@ -364,3 +364,167 @@ class WorkerService:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class MembershipServiceStub:
+    """Who belongs to the mesh, as its coordinator says; nobody else may call this.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Remove = channel.unary_unary(
+                '/layermesh.v1.MembershipService/Remove',
+                request_serializer=layermesh_dot_protos_dot_mesh__pb2.RemoveRequest.SerializeToString,
+                response_deserializer=layermesh_dot_protos_dot_mesh__pb2.RemoveResponse.FromString,
+                _registered_method=True)
+        self.BeginRenewal = channel.unary_unary(
+                '/layermesh.v1.MembershipService/BeginRenewal',
+                request_serializer=layermesh_dot_protos_dot_mesh__pb2.BeginRenewalRequest.SerializeToString,
+                response_deserializer=layermesh_dot_protos_dot_mesh__pb2.BeginRenewalResponse.FromString,
+                _registered_method=True)
+        self.FinishRenewal = channel.unary_unary(
+                '/layermesh.v1.MembershipService/FinishRenewal',
+                request_serializer=layermesh_dot_protos_dot_mesh__pb2.FinishRenewalRequest.SerializeToString,
+                response_deserializer=layermesh_dot_protos_dot_mesh__pb2.FinishRenewalResponse.FromString,
+                _registered_method=True)
+
+
+class MembershipServiceServicer:
+    """Who belongs to the mesh, as its coordinator says; nobody else may call this.
+    """
+
+    def Remove(self, request, context):
+        """Tells which nodes were removed. An older list than is known here changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BeginRenewal(self, request, context):
+        """Asks for a request to sign: for a certificate that is to take the place of the present one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FinishRenewal(self, request, context):
+        """Brings that certificate.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_MembershipServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Remove': grpc.unary_unary_rpc_method_handler(
+                    servicer.Remove,
+                    request_deserializer=layermesh_dot_protos_dot_mesh__pb2.RemoveRequest.FromString,
+                    response_serializer=layermesh_dot_protos_dot_mesh__pb2.RemoveResponse.SerializeToString,
+            ),
+            'BeginRenewal': grpc.unary_unary_rpc_method_handler(
+                    servicer.BeginRenewal,
+                    request_deserializer=layermesh_dot_protos_dot_mesh__pb2.BeginRenewalRequest.FromString,
+                    response_serializer=layermesh_dot_protos_dot_mesh__pb2.BeginRenewalResponse.SerializeToString,
+            ),
+            'FinishRenewal': grpc.unary_unary_rpc_method_handler(
+                    servicer.FinishRenewal,
+                    request_deserializer=layermesh_dot_protos_dot_mesh__pb2.FinishRenewalRequest.FromString,
+                    response_serializer=layermesh_dot_protos_dot_mesh__pb2.FinishRenewalResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'layermesh.v1.MembershipService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('layermesh.v1.MembershipService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class MembershipService:
+    """Who belongs to the mesh, as its coordinator says; nobody else may call this.
+    """
+
+    @staticmethod
+    def Remove(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/layermesh.v1.MembershipService/Remove',
+            layermesh_dot_protos_dot_mesh__pb2.RemoveRequest.SerializeToString,
+            layermesh_dot_protos_dot_mesh__pb2.RemoveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BeginRenewal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/layermesh.v1.MembershipService/BeginRenewal',
+            layermesh_dot_protos_dot_mesh__pb2.BeginRenewalRequest.SerializeToString,
+            layermesh_dot_protos_dot_mesh__pb2.BeginRenewalResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FinishRenewal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/layermesh.v1.MembershipService/FinishRenewal',
+            layermesh_dot_protos_dot_mesh__pb2.FinishRenewalRequest.SerializeToString,
+            layermesh_dot_protos_dot_mesh__pb2.FinishRenewalResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

@@ -38,6 +38,17 @@ def parse_address(text: str, default_port: int = DEFAULT_PORT) -> tuple[str, int
     return host, _parse_port(port, text) if separator else default_port
 
 
+def pin(address: str, node: str) -> str:
+    """Return "NODE@HOST:PORT", which leads to that node of the mesh and to nobody else who may have the address by now."""
+    return f"{node}@{address}"
+
+
+def split_pin(address: str) -> tuple[str | None, str]:
+    """Return the node and the "HOST:PORT" of an address; None where it is not pinned to one."""
+    node, separator, rest = address.rpartition("@")
+    return (node, rest) if separator else (None, address)
+
+
 def is_ip_address(text: str) -> bool:
     """Tell whether `text` is an IPv4 address, or an IPv6 address with or without a scope."""
     try:

@@ -12,6 +12,7 @@ SERVICE_TYPE: Final = "_layermesh._tcp.local."
 MOST_ADDRESSES: Final = 16
 MOST_TEXT_BYTES: Final = 1 << 10
 _WORKER_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,48}")
+_MESH: Final = re.compile(r"[0-9a-f]{0,16}")
 _NAME_CHARS: Final = 63
 _NAME_BYTES: Final = 200
 _NUMBER: Final = re.compile(rb"[0-9]{1,5}")
@@ -21,7 +22,8 @@ _NUMBER: Final = re.compile(rb"[0-9]{1,5}")
 class Announcement:
     """A worker, the `version` of the protocol it speaks, and where it may be reached: `addresses`, the best first.
 
-    IPv6 addresses that hold on one link only carry its name here: "fe80::1%eth0". Raises ValueError for what no worker would
+    IPv6 addresses that hold on one link only carry its name here: "fe80::1%eth0". `mesh` tells the mesh it was paired with from
+    others; it is empty where it was not, and then only its own machine reaches it. Raises ValueError for what no worker would
     say, whoever says it.
     """
 
@@ -30,6 +32,7 @@ class Announcement:
     version: int
     port: int
     addresses: tuple[str, ...] = ()
+    mesh: str = ""
 
     def __post_init__(self) -> None:
         if not _WORKER_ID.fullmatch(self.worker_id):
@@ -38,6 +41,8 @@ class Announcement:
             raise ValueError(f"a worker's name is a short line of text, not {self.name!r}")
         if not 0 < self.version < 1 << 16 or not 0 < self.port < 1 << 16:
             raise ValueError(f"versions and ports run from 1 to 65535, not {self.version} and {self.port}")
+        if not _MESH.fullmatch(self.mesh):
+            raise ValueError(f"a mesh is known by a few hexadecimal digits, not by {self.mesh!r}")
         if len(self.addresses) > MOST_ADDRESSES or not all(map(is_reachable, self.addresses)):
             raise ValueError(f"a worker has a few IP addresses, not {self.addresses}")
 
@@ -54,7 +59,8 @@ class Announcement:
     @property
     def properties(self) -> dict[bytes, bytes]:
         """What the TXT record carries."""
-        return {b"id": self.worker_id.encode(), b"name": self.name.encode(), b"version": str(self.version).encode()}
+        numbers = {b"version": str(self.version).encode(), b"mesh": self.mesh.encode()}
+        return {b"id": self.worker_id.encode(), b"name": self.name.encode(), **numbers}
 
 
 def read_announcement(
@@ -66,13 +72,13 @@ def read_announcement(
     """
     if sum(len(key) + len(value or b"") + 2 for key, value in properties.items()) > MOST_TEXT_BYTES:
         raise ValueError(f"{instance!r} says more than {MOST_TEXT_BYTES} bytes")
-    worker_id, name, version = (properties.get(key) or b"" for key in (b"id", b"name", b"version"))
+    worker_id, name, version, mesh = (properties.get(key) or b"" for key in (b"id", b"name", b"version", b"mesh"))
     if instance != f"{worker_id.decode('ascii')}.{SERVICE_TYPE}":
         raise ValueError(f"{instance!r} speaks for {worker_id!r}")
     if not _NUMBER.fullmatch(version):
         raise ValueError(f"{instance!r} speaks version {version!r}")
     reachable = tuple(filter(is_reachable, addresses))[:MOST_ADDRESSES]
-    return Announcement(worker_id.decode("ascii"), name.decode(), int(version), port or 0, reachable)
+    return Announcement(worker_id.decode("ascii"), name.decode(), int(version), port or 0, reachable, mesh.decode("ascii"))
 
 
 def is_reachable(text: str) -> bool:

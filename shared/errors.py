@@ -10,6 +10,7 @@ LayermeshError (1)
 ├── MeshError (4)             workers and the links between them
 │   ├── BusyError             a worker has no room until others leave
 │   ├── WorkerLostError       a worker went away or does not come to an end; others may go on without it
+│   │   └── AwayError         nobody answers where a worker should be
 │   └── WorkerStarvedError    a worker has less memory than what it was given takes
 ├── AuthenticationError (5)   who may take part
 └── ResourceError (6)
@@ -80,6 +81,10 @@ class WorkerLostError(MeshError):
         self.crashed = crashed
         self.returns = returns
         super().__init__(message)
+
+
+class AwayError(WorkerLostError):
+    """Nobody answers where a worker should be."""
 
 
 class WorkerStarvedError(MeshError):

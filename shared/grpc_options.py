@@ -7,9 +7,12 @@ from typing import Final
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 MAX_MESSAGE_BYTES: Final = 4 << 20
+HANDSHAKE_MILLISECONDS: Final = 5000
+_ONLY_PLAIN: Final = 1  # of the algorithms that a message may be compressed with: none, so no small message becomes a large one
 
 CHANNEL_OPTIONS: Final[list[tuple[str, int]]] = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.compression_enabled_algorithms_bitset", _ONLY_PLAIN),
     ("grpc.keepalive_time_ms", 5000),
     ("grpc.keepalive_timeout_ms", 2000),
     ("grpc.http2.ping_timeout_ms", 2000),
@@ -23,6 +26,8 @@ CHANNEL_OPTIONS: Final[list[tuple[str, int]]] = [
 
 SERVER_OPTIONS: Final[list[tuple[str, int]]] = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.compression_enabled_algorithms_bitset", _ONLY_PLAIN),
+    ("grpc.server_handshake_timeout_ms", HANDSHAKE_MILLISECONDS),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.keepalive_time_ms", 5000),

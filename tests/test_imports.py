@@ -16,10 +16,14 @@ FORBIDDEN = {
 }
 ON_TOP = (
     *("ask", "batch", "batch_input", "batch_output", "berths", "checking", "cli", "cli_batch", "cli_bench", "cli_generate"),
+    *("cli_invite", "cli_nodes", "pairing"),
     *("cli_list", "cli_options", "cli_plan", "cli_quantize", "interrupts", "local", "many", "mesh", "meter", "packs", "reply"),
     *("reporting", "request", "settings", "terminal", "LayerMesh"),
 )
-HEAVY = ("torch", "transformers", "grpc", "fastapi", "numpy", "gguf", "safetensors", "huggingface_hub", "tokenizers")
+HEAVY = (
+    *("torch", "transformers", "grpc", "fastapi", "numpy", "gguf", "safetensors", "huggingface_hub", "tokenizers"),
+    *("cryptography", "zeroconf"),
+)
 
 
 def sources(*folders: str) -> list[Path]:

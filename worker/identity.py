@@ -4,6 +4,7 @@ import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -16,9 +17,33 @@ _ID = re.compile(r"[0-9a-f]{32}")
 _ID_BYTES = 32
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerPlace:
+    """Where a worker of a store keeps what is its own: its id in one file, and what it shows to others in another."""
+
+    id_file: Path
+    credentials: Path
+
+    def read_id(self) -> str:
+        """Return the id, made now if there is none."""
+        return _read_or_make(self.id_file)
+
+    def write_id(self, worker_id: str) -> None:
+        """Be known by another id from now on."""
+        with storing(self.id_file.parent, _ID_BYTES):
+            self.id_file.write_text(worker_id, "ascii")
+
+
 @contextmanager
 def worker_id(folder: Path) -> Iterator[str]:
     """Hold the first id of `folder` that no other worker holds. Raises ResourceError for a folder that cannot be written."""
+    with worker_place(folder) as place:
+        yield place.read_id()
+
+
+@contextmanager
+def worker_place(folder: Path) -> Iterator[WorkerPlace]:
+    """Hold the first place in `folder` that no other worker holds. Raises ResourceError for a folder that cannot be written."""
     with storing(folder, _ID_BYTES):
         folder.mkdir(parents=True, exist_ok=True)
     for number in range(MOST_WORKERS):
@@ -29,7 +54,7 @@ def worker_id(folder: Path) -> Iterator[str]:
         except Timeout:
             continue
         try:
-            yield _read_or_make(folder / f"worker-{number}.id")
+            yield WorkerPlace(folder / f"worker-{number}.id", folder / "keys" / f"worker-{number}.pem")
         finally:
             lock.release()
         return

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from layermesh.shared.addresses import parse_address
+from layermesh.shared.addresses import parse_address, split_pin
 from layermesh.shared.errors import BusyError, LayermeshError, MeshError
 from layermesh.shared.frames import Frame, SessionId
 from layermesh.shared.wire import MAX_FRAME_BYTES, Envelope
@@ -67,7 +67,7 @@ def check_address(address: str) -> None:
     try:
         if len(address) > MAX_ADDRESS:
             raise ValueError("too long")
-        parse_address(address)
+        parse_address(split_pin(address)[1])
     except (ValueError, LayermeshError) as error:
         raise MeshError(f"{address[:80]!r} is no address of a worker (HOST:PORT).") from error
 

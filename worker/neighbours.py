@@ -8,7 +8,8 @@ import grpc.aio
 
 from layermesh.protos import mesh_pb2 as pb
 from layermesh.protos.mesh_pb2_grpc import WorkerServiceStub
-from layermesh.shared.grpc_options import CHANNEL_OPTIONS
+from layermesh.shared.channels import Channels
+from layermesh.shared.errors import LayermeshError
 from layermesh.shared.heartbeat import until_silent
 from layermesh.worker.outbox import Outbox
 
@@ -20,15 +21,16 @@ Lost = Callable[[str, str], None]
 class Neighbours:
     """Sends frames to other workers; `lost` is told the address of one that went away, and why."""
 
-    def __init__(self, lost: Lost) -> None:
+    def __init__(self, lost: Lost, channels: Channels) -> None:
         self._lost = lost
+        self._channels = channels
         self._streams: dict[str, _Stream] = {}
 
     def send(self, address: str, parts: Sequence[pb.FramePart]) -> None:
         """Send the parts of frames to the worker at `address`, in order."""
         stream = self._streams.get(address)
         if stream is None:
-            stream = self._streams[address] = _Stream(address, self._end)
+            stream = self._streams[address] = _Stream(address, self._channels, self._end)
         for part in parts:
             stream.parts.put(part)
 
@@ -44,9 +46,10 @@ class Neighbours:
 
 
 class _Stream:
-    def __init__(self, address: str, ended: Lost) -> None:
+    def __init__(self, address: str, channels: Channels, ended: Lost) -> None:
         self.parts: Outbox[pb.FramePart] = Outbox()
         self._address = address
+        self._channels = channels
         self._ended = ended
         self._task = asyncio.create_task(self._carry())
 
@@ -57,7 +60,19 @@ class _Stream:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _carry(self) -> None:
-        async with grpc.aio.insecure_channel(self._address, CHANNEL_OPTIONS) as channel:
+        try:
+            why = await self._until_the_end()
+        except LayermeshError as error:
+            why = str(error)
+        except asyncio.CancelledError:
+            if not self._channels.is_cut(self._address):
+                raise
+            why = "it was removed from the mesh"
+        self._ended(self._address, why)
+
+    async def _until_the_end(self) -> str:
+        """Send, and return why there was an end. Raises AuthenticationError for a node that nothing may be sent to."""
+        async with self._channels.open(self._address) as channel:
             sending = asyncio.create_task(self._send(channel))
             silence = asyncio.create_task(_until_silent(channel))
             try:
@@ -66,7 +81,7 @@ class _Stream:
                 sending.cancel()
                 silence.cancel()
                 await asyncio.gather(sending, silence, return_exceptions=True)
-        self._ended(self._address, done.pop().result())
+        return done.pop().result()
 
     async def _send(self, channel: grpc.aio.Channel) -> str:
         """Send until the end, and return why there was one."""

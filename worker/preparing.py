@@ -6,16 +6,15 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
-import grpc
 import grpc.aio
 import torch
 
 from layermesh.protos import mesh_pb2 as pb
 from layermesh.protos.mesh_pb2_grpc import WorkerServiceStub
 from layermesh.shared.allocator import keeping_memory
+from layermesh.shared.channels import Channels
 from layermesh.shared.checkpoints import Checkpoint
-from layermesh.shared.errors import BusyError, CheckpointError, MeshError
-from layermesh.shared.grpc_options import CHANNEL_OPTIONS
+from layermesh.shared.errors import AuthenticationError, BusyError, CheckpointError, MeshError, UsageError
 from layermesh.shared.manifest import MAX_MANIFEST_BYTES, Manifest
 from layermesh.shared.model.blocks import BlockTable
 from layermesh.shared.model.definition import ModelDefinition
@@ -59,8 +58,9 @@ class Prepared:
 class Preparer:
     """Makes spans ready on `host`, from what `store` keeps, what lies on this machine anyway, and what others send."""
 
-    def __init__(self, host: Host, store: Store) -> None:
+    def __init__(self, host: Host, store: Store, channels: Channels) -> None:
         self._host = host
+        self._channels = channels
         self._store = store
         self._own: dict[str, Checkpoint] = {}
         self._lock = asyncio.Lock()
@@ -163,8 +163,9 @@ class Preparer:
     ) -> int:
         for address in usable_sources(sources):
             try:
-                return await _receive(stored, part, _fetch_from(address, stored.manifest.fingerprint, part), tell)
-            except (grpc.aio.AioRpcError, CheckpointError, MeshError):
+                fetch = _fetch_from(self._channels, address, stored.manifest.fingerprint, part)
+                return await _receive(stored, part, fetch, tell)
+            except (grpc.aio.AioRpcError, CheckpointError, MeshError, AuthenticationError, UsageError):
                 continue  # it has not got it, or it went away: the next one, and at last the coordinator
         for number in range(NUM_TRIES):
             try:
@@ -226,10 +227,10 @@ async def _receive(
         return fetched
 
 
-def _fetch_from(address: str, fingerprint: str, part: str) -> Callable[[int], AsyncIterator[pb.Chunk]]:
+def _fetch_from(channels: Channels, address: str, fingerprint: str, part: str) -> Callable[[int], AsyncIterator[pb.Chunk]]:
     async def chunks(offset: int) -> AsyncIterator[pb.Chunk]:
         request = pb.FetchRequest(version=PROTOCOL_VERSION, fingerprint=fingerprint, part=part, offset=offset)
-        async with grpc.aio.insecure_channel(address, CHANNEL_OPTIONS) as channel:
+        async with channels.open(address) as channel:
             async for response in without_silence(WorkerServiceStub(channel).Fetch(request), f"the worker at {address}"):
                 yield response.chunk
 

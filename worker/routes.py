@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from layermesh.protos import mesh_pb2 as pb
+from layermesh.shared.channels import Channels
 from layermesh.shared.errors import BusyError, MeshError
 from layermesh.shared.frames import Failure, Frame, Logits, Outcome
 from layermesh.shared.hidden_states import blamed
@@ -51,11 +52,11 @@ class RouteHere:
 class Routes:
     """Knows the routes, runs their frames on the stages of `host` and sends them on. For the event loop's thread only."""
 
-    def __init__(self, name: str, host: Host) -> None:
+    def __init__(self, name: str, host: Host, channels: Channels) -> None:
         self._name = name
         self._host = host
         self._routes: dict[str, RouteHere] = {}
-        self._neighbours = Neighbours(self._lost)
+        self._neighbours = Neighbours(self._lost, channels)
         self._loop = asyncio.get_running_loop()
         self._fault = Fault.from_environ()
         self.is_leaving = False
@@ -169,7 +170,7 @@ class Routes:
         self._loop.call_soon_threadsafe(here.load.give_back, [envelope for envelope, _ in ran])
         try:
             hop, onward, back = self._packed(here, ran, time)
-        except MeshError as error:
+        except Exception as error:  # whatever it was, nobody may wait in vain
             self._loop.call_soon_threadsafe(self._fail, here, error)
             return
         finally:
@@ -190,8 +191,7 @@ class Routes:
             elif isinstance(outcome, Frame):
                 onward += envelope_parts(envelope.passed(outcome, len(passing), time))
             elif isinstance(outcome, Failure):
-                sender = f"worker {here.hops[envelope.hop - 1].worker}" if envelope.hop else "the coordinator"
-                back.append(pb.ForwardResponse(failure=self._failure(here, blamed(outcome, sender))))
+                back.append(pb.ForwardResponse(failure=self._blaming(here, envelope.hop, outcome)))
             else:
                 scores = Scores(here.id, here.epoch, outcome, (*envelope.times, time))
                 back += [pb.ForwardResponse(logits=part) for part in scores_parts(scores)]
@@ -207,6 +207,14 @@ class Routes:
         if onward:
             self._neighbours.send(here.hops[hop].address, onward)
 
+    def _blaming(self, here: RouteHere, hop: int, failure: Failure) -> pb.FrameFailure:
+        """Tell of a failure, and of who brought it about with what it sent, where somebody did."""
+        sender = f"worker {here.hops[hop - 1].worker}" if hop else "the coordinator"
+        named = blamed(failure, sender)
+        told = self._failure(here, named)
+        told.lost_hop = hop if named is not failure else 0  # one more than that of the hop before
+        return told
+
     def _failure(self, here: RouteHere, failure: Failure) -> pb.FrameFailure:
         return pb.FrameFailure(
             route=here.id,
@@ -217,7 +225,7 @@ class Routes:
             problem=to_problem(failure.error),
         )
 
-    def _fail(self, here: RouteHere, error: MeshError, lost_hop: int | None = None) -> None:
+    def _fail(self, here: RouteHere, error: Exception, lost_hop: int | None = None) -> None:
         """Tell the coordinator of what concerns the whole route, and of the hop that is to blame, where one is."""
         failure = pb.FrameFailure(route=here.id, epoch=here.epoch, worker=self._name, problem=to_problem(error))
         failure.lost_hop = 0 if lost_hop is None else lost_hop + 1

@@ -1,10 +1,8 @@
 """A worker that is up: its gRPC server, its announcement, and what it looks after meanwhile."""
 
 import asyncio
-import errno
-import os
-import socket
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Set as AbstractSet
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -15,18 +13,23 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health_service
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
-from layermesh.protos.mesh_pb2_grpc import add_WorkerServiceServicer_to_server
-from layermesh.shared.addresses import DEFAULT_PORT, format_address
+from layermesh.protos.mesh_pb2_grpc import add_MembershipServiceServicer_to_server, add_WorkerServiceServicer_to_server
+from layermesh.shared.addresses import format_address
 from layermesh.shared.announcement import Announcement
-from layermesh.shared.errors import UsageError
+from layermesh.shared.channels import Channels
 from layermesh.shared.grpc_options import SERVER_OPTIONS
 from layermesh.shared.interfaces import addresses_of, local_interfaces
 from layermesh.shared.machine_profile import MachineProfile
 from layermesh.shared.protocol import PROTOCOL_VERSION
+from layermesh.shared.security.nodes import NodeId
 from layermesh.worker.announcing import Announcer
+from layermesh.worker.guard import Guard
 from layermesh.worker.host import Host, LiveStage
 from layermesh.worker.kept import KEPT_BYTES
 from layermesh.worker.limits import MAX_CALLS
+from layermesh.worker.listening import listen
+from layermesh.worker.membership import Membership
+from layermesh.worker.membership_service import MembershipService
 from layermesh.worker.opening import StageBudget
 from layermesh.worker.parse_guard import ParseGuard
 from layermesh.worker.profile_cache import ProfileCache
@@ -34,7 +37,6 @@ from layermesh.worker.routes import Routes
 from layermesh.worker.service import Identity, WorkerService
 from layermesh.worker.store import Store
 
-ANY_HOST = "::"  # with IPv4
 IDLE_CHECK_SECONDS = 10.0
 DRAIN_SECONDS = 4.0  # in which others can take over what runs here
 
@@ -43,7 +45,8 @@ DRAIN_SECONDS = 4.0  # in which others can take over what runs here
 class Settings:
     """What a worker is told by its user; a `port` of None is the usual one, or any that is free.
 
-    `kept_bytes` of host memory are set aside, beside the budget, for what was made and may be asked for again.
+    `kept_bytes` of host memory are set aside, beside the budget, for what was made and may be asked for again. Without a
+    `membership` that has credentials it listens within this machine only, and nothing is encrypted.
     """
 
     worker_id: str
@@ -54,6 +57,13 @@ class Settings:
     port: int | None = None
     announce: bool = True
     kept_bytes: int = KEPT_BYTES
+    membership: Membership | None = None
+
+    @property
+    def mesh(self) -> str:
+        """What tells the mesh that it belongs to from others; empty where it belongs to none."""
+        credentials = None if self.membership is None else self.membership.credentials()
+        return "" if credentials is None else credentials.mesh
 
 
 class WorkerServer:
@@ -71,6 +81,7 @@ class WorkerServer:
         self._runs = runs
         note_run = (lambda *_: None) if runs is None else runs.note_run
         self._host = Host(settings.device, settings.budget, note_run, settings.kept_bytes)
+        self._guard: Guard | None = None
         self._open = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -94,23 +105,31 @@ class WorkerServer:
     async def _start(self) -> None:
         settings = self._settings
         self._open.push_async_callback(self._host.close)
-        routes = Routes(settings.name, self._host)
+        membership = settings.membership if settings.mesh else None
+        channels = Channels() if membership is None else Channels(membership.credentials, membership.path, membership.removed)
+        routes = Routes(settings.name, self._host, channels)
         self._open.push_async_callback(routes.close)
-        server = grpc.aio.server(interceptors=[ParseGuard()], options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
+        self._guard = None if membership is None else Guard(membership.removed)
+        interceptors = [ParseGuard()] if self._guard is None else [self._guard, ParseGuard()]
+        server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
+        if membership is not None and self._guard is not None:
+            add_MembershipServiceServicer_to_server(MembershipService(membership, _Cutting(self._guard, channels).cut), server)
         identity = Identity(settings.worker_id, settings.name, str(settings.device), self._addresses)
-        service = WorkerService(identity, self._profile, self._host, self._store, routes, self._slowdowns)
+        service = WorkerService(identity, self._profile, self._host, self._store, routes, self._slowdowns, channels)
         add_WorkerServiceServicer_to_server(service, server)
         health = health_service.HealthServicer()
         add_HealthServicer_to_server(health, server)
         await health.set("", health_pb2.HealthCheckResponse.SERVING)
-        self.port = _bind(server, settings.host, settings.port)
+        self.port = listen(
+            server, settings.host, settings.port, lambda: None if membership is None else membership.credentials()
+        )
         await server.start()
         self._open.push_async_callback(server.stop, 0)
         self._open.push_async_callback(self._say_goodbye, routes)
         tidying = asyncio.create_task(self._tidy())
         self._open.callback(tidying.cancel)
         if settings.announce:
-            announcement = Announcement(settings.worker_id, settings.name, PROTOCOL_VERSION, self.port)
+            announcement = Announcement(settings.worker_id, settings.name, PROTOCOL_VERSION, self.port, mesh=settings.mesh)
             self._open.enter_context(Announcer(announcement))
 
     async def _say_goodbye(self, routes: Routes) -> None:
@@ -126,34 +145,18 @@ class WorkerServer:
         return {} if self._runs is None else self._runs.slowdowns(self._profile)
 
     def _addresses(self) -> list[str]:
-        return [format_address(address, self.port) for address in addresses_of(local_interfaces())]
+        """Where other machines reach it: nowhere, unless it is paired."""
+        return [format_address(address, self.port) for address in addresses_of(local_interfaces()) if self._settings.mesh]
 
 
-def _bind(server: grpc.aio.Server, host: str | None, port: int | None) -> int:
-    """Listen at a port and return it. Raises UsageError for one that cannot be had."""
-    hosts = (host,) if host is not None else (ANY_HOST, "0.0.0.0")  # workers are for the other machines  # noqa: S104  # nosec B104
-    ports = (port,) if port is not None else (DEFAULT_PORT, 0)
-    problem = ""
-    for number in ports:
-        for name in hosts:
-            try:
-                if number == 0 or not _is_taken(name, number):
-                    return server.add_insecure_port(format_address(name, number))
-                problem = "another program uses it"
-            except RuntimeError as error:
-                problem = str(error)
-    where = f"port {port}" if host is None else format_address(host, port or DEFAULT_PORT)
-    raise UsageError(f"cannot listen at {where}: {problem}. Stop what uses it, or say another --port (0 for any) or --host.")
+@dataclass(frozen=True, slots=True)
+class _Cutting:
+    """Both ways in which nodes are connected to a worker."""
 
+    guard: Guard
+    channels: Channels
 
-def _is_taken(host: str, port: int) -> bool:
-    """Whether somebody listens there: gRPC would listen beside them on systems that allow it."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with suppress(OSError), socket.socket(family, socket.SOCK_STREAM) as probe:
-        if os.name == "posix":  # ends of old connections do not count
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            return error.errno == errno.EADDRINUSE
-    return False
+    async def cut(self, nodes: AbstractSet[NodeId]) -> None:
+        """Break off what they call here, and what is called there."""
+        self.guard.cut(nodes)
+        await self.channels.cut(nodes)

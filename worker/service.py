@@ -12,6 +12,7 @@ import grpc.aio
 from layermesh import __version__
 from layermesh.protos import mesh_pb2 as pb
 from layermesh.protos.mesh_pb2_grpc import WorkerServiceServicer
+from layermesh.shared.channels import Channels
 from layermesh.shared.chunks import read_chunks
 from layermesh.shared.errors import BudgetError, BusyError, CheckpointError, LayermeshError, MeshError
 from layermesh.shared.footprint import SequenceSize
@@ -64,6 +65,7 @@ class WorkerService(WorkerServiceServicer):
         store: Store,
         routes: Routes,
         slowdowns: Callable[[], Mapping[str, float]] = dict,
+        channels: Channels | None = None,
     ) -> None:
         self._identity = identity
         self._profile = profile
@@ -71,7 +73,7 @@ class WorkerService(WorkerServiceServicer):
         self._store = store
         self._routes = routes
         self._slowdowns = slowdowns
-        self._preparer = Preparer(host, store)
+        self._preparer = Preparer(host, store, channels or Channels())
         self._inflow = Inflow()
 
     async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:

@@ -36,6 +36,13 @@ def worker(
     store_limit: Annotated[
         str | None, typer.Option(envvar="LAYERMESH_STORE_LIMIT", help="Most that may take, such as 40GB.  [default: the disk]")
     ] = None,
+    join: Annotated[
+        str | None, typer.Option(envvar="LAYERMESH_JOIN", help="What `layermesh invite` printed: join that mesh, then serve.")
+    ] = None,
+    join_file: Annotated[Path | None, typer.Option(help="A file with what `layermesh invite` printed.")] = None,
+    coordinator: Annotated[
+        str | None, typer.Option(help="HOST:PORT where `layermesh invite` runs.  [default: looks for it]")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no live line.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -45,8 +52,10 @@ def worker(
         check_opening(options)
         with ending(at_once=True):
             from layermesh.cli_worker import WorkerOptions, run_worker
+            from layermesh.pairing import JoinOptions
 
-        code = run_worker(options, WorkerOptions(name, host, port, not no_discovery, store, store_limit, quiet))
+        joining = JoinOptions(join, join_file, coordinator)
+        code = run_worker(options, WorkerOptions(name, host, port, not no_discovery, store, store_limit, quiet, joining))
     if code:
         raise typer.Exit(code)
 

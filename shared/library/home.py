@@ -1,4 +1,4 @@
-"""Where layermesh keeps what it downloads."""
+"""Where layermesh keeps what it downloads, and what nobody could download again."""
 
 import os
 import sys
@@ -14,6 +14,14 @@ def home() -> Path:
     return home_for(sys.platform, os.environ, Path.home())
 
 
+def data_home() -> Path:
+    """Return the folder of what is not to be lost: keys of the mesh, answers that were interrupted. It need not exist yet.
+
+    LAYERMESH_HOME if set; otherwise `layermesh` in XDG_DATA_HOME or in the platform's folder for data of programs.
+    """
+    return data_home_for(sys.platform, os.environ, Path.home())
+
+
 def unpacked_folder() -> Path:
     """Return the folder of what is unpacked from GGUF files."""
     return home() / "unpacked"
@@ -24,6 +32,16 @@ def home_for(platform: str, environ: Mapping[str, str], user: Path) -> Path:
     if chosen := environ.get("LAYERMESH_HOME"):
         return Path(chosen).expanduser().absolute()
     return _caches(platform, environ, user) / "layermesh"
+
+
+def data_home_for(platform: str, environ: Mapping[str, str], user: Path) -> Path:
+    """Return what `data_home` returns on `platform` (a `sys.platform`), for a user with this environment and home folder."""
+    if chosen := environ.get("LAYERMESH_HOME"):
+        return Path(chosen).expanduser().absolute()
+    if chosen := environ.get("XDG_DATA_HOME"):
+        return Path(chosen).expanduser().absolute() / "layermesh"
+    folder = user / "Library" / "Application Support" if platform == "darwin" else user / ".local" / "share"
+    return folder / "layermesh"
 
 
 def _caches(platform: str, environ: Mapping[str, str], user: Path) -> Path:

@@ -17,7 +17,9 @@ class FakeClient:
 
     there: ClassVar[dict[str, pb.DescribeResponse | None]] = {}
 
-    def __init__(self, address):
+    node = member = None
+
+    def __init__(self, address, *_):
         self.address = address
         self.name = address
         self.worker_id = ""

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 
 from layermesh.shared.machine_profile import MachineProfile
+from layermesh.worker.membership import Membership
 from layermesh.worker.opening import StageBudget
 from layermesh.worker.profile_cache import ProfileCache
 from layermesh.worker.server import Settings, WorkerServer
@@ -29,6 +30,7 @@ class LoopbackWorker:
         self.folder = folder
         self.budget_bytes = budget_bytes
         self.port = 0
+        self.membership: Membership | None = None  # of a mesh, over which it speaks TLS, on the loopback interface as anywhere
         self.server: WorkerServer | None = None
         self._loop = loop
 
@@ -42,7 +44,9 @@ class LoopbackWorker:
 
     def start(self, *, limit_bytes: int | None = None) -> None:
         budget = StageBudget(self.budget_bytes)
-        settings = Settings(self.id, self.name, torch.device("cpu"), budget, "127.0.0.1", self.port, announce=False)
+        settings = Settings(
+            self.id, self.name, torch.device("cpu"), budget, "127.0.0.1", self.port, announce=False, membership=self.membership
+        )
         runs = ProfileCache(self.folder.with_suffix(".profile"))
         self.server = WorkerServer(settings, PROFILE, Store(self.folder, limit_bytes), runs)
         self._wait(self.server.__aenter__())
@@ -80,12 +84,19 @@ class Loopback:
         self._thread.join()
         self._loop.close()
 
-    def add(self, num_workers: int = 1, budget_bytes: int = PLENTY, limit_bytes: int | None = None) -> list[LoopbackWorker]:
-        """Start more workers and return them."""
+    def add(
+        self,
+        num_workers: int = 1,
+        budget_bytes: int = PLENTY,
+        limit_bytes: int | None = None,
+        pair: Callable[[LoopbackWorker], Membership] | None = None,
+    ) -> list[LoopbackWorker]:
+        """Start more workers and return them; `pair` gives each its place in a mesh."""
         added = []
         for _ in range(num_workers):
             number = len(self.workers)
             worker = LoopbackWorker(self._loop, self._folder / f"store-{number}", number, budget_bytes)
+            worker.membership = None if pair is None else pair(worker)
             worker.start(limit_bytes=limit_bytes)
             self.workers.append(worker)
             added.append(worker)

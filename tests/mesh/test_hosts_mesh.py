@@ -11,7 +11,9 @@ import torch
 from layermesh import LayerMesh
 from layermesh.shared.errors import LayermeshError
 from layermesh.shared.library import DEFAULT_MODEL, resolve
+from layermesh.shared.security.mesh_home import MeshHome
 from tests.mesh.hosts import requires_namespaces
+from tests.mesh.pairing import pair_store
 from tests.mesh.waiting import wait_until
 
 pytestmark = requires_namespaces
@@ -43,7 +45,7 @@ def model():
 
 
 class Mesh:
-    """Workers on hosts of a network, each with a home of its own, and a coordinator."""
+    """Paired workers on hosts of a network, each with a home of its own, and a coordinator."""
 
     def __init__(self, network, folder):
         self.network, self.folder = network, folder
@@ -57,6 +59,7 @@ class Mesh:
     def start(self, number):
         host = self.network.hosts[number]
         name = f"laptop-{number}"
+        pair_store(MeshHome(self.folder / "desk" / "mesh"), self.folder / name / "store", name)
         command = [*LAYERMESH, "worker", "--name", name, "--host-memory", "1GB", "--quiet"]
         with (self.folder / f"{name}.log").open("w") as said:
             self.workers[name] = host.popen(command, env=self.environ(name), stdout=said, stderr=said)
@@ -72,7 +75,7 @@ class Mesh:
             [*LAYERMESH, *arguments, "--json"],
             env=self.environ("desk") | environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
-        out, errors = process.communicate(timeout=60)
+        out, errors = process.communicate(timeout=180)
         assert process.returncode == 0, errors
         return json.loads(out)
 
@@ -101,7 +104,7 @@ def test_workers_are_found_with_no_configuration(mesh):
     def is_up():
         return all("Ctrl-C ends it" in (mesh.folder / f"laptop-{number}.log").read_text() for number in range(NUM_WORKERS))
 
-    wait_until(is_up, 60)
+    wait_until(is_up, 180)
     found = json.loads(mesh.network.coordinator.run([sys.executable, "-c", LOOK], env=mesh.environ("desk")))
     assert found["seconds"] < 5
     expected = {f"laptop-{number}": host.address for number, host in enumerate(mesh.network.hosts)}

@@ -81,8 +81,8 @@ def test_a_long_prompt_goes_in_chunks_that_follow_each_other(tiny, loopback, mon
             most.append(len(under_way))
             send(frames, sweep, *limits)
 
-        def receiving(waiting):
-            arrival = receive(waiting)
+        def receiving(*arguments):
+            arrival = receive(*arguments)
             under_way.pop()
             return arrival
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from layermesh.shared.security.mesh_home import MeshHome
 from tests.mesh.hosts import Host, Network, why_no_namespaces
+from tests.mesh.pairing import pair_store
 from tests.mesh.waiting import wait_until
 
 PORT = 50700
@@ -70,6 +72,7 @@ class Mesh:
     def start_worker(self, host: Host, setting: HostSetting, *options: str) -> None:
         """Start a worker on `host` and return once it serves."""
         log = self._log(host)
+        pair_store(MeshHome(self.folder / self.network.coordinator.name / "mesh"), self.folder / host.name / "store", host.name)
         command = ["-m", "layermesh", "worker", "--name", host.name, "--port", str(PORT), "--no-discovery", "--device", "cpu"]
         with log.open("w") as output:
             process = host.python(

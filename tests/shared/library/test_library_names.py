@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from layermesh.shared.errors import CheckpointError
-from layermesh.shared.library.home import home_for
+from layermesh.shared.library.home import data_home_for, home_for
 from layermesh.shared.library.names import HubName, check_file_name, check_no_escape, looks_like_path
 
 
@@ -63,3 +63,16 @@ USER = Path("/users/u")
 )
 def test_home(platform: str, environ: dict[str, str], folder: str) -> None:
     assert home_for(platform, environ, USER) == Path(folder)
+
+
+@pytest.mark.parametrize(
+    ("platform", "environ", "folder"),
+    [
+        ("linux", {}, "/users/u/.local/share/layermesh"),
+        ("darwin", {}, "/users/u/Library/Application Support/layermesh"),
+        ("linux", {"XDG_DATA_HOME": "/xdg"}, "/xdg/layermesh"),
+        ("linux", {"XDG_DATA_HOME": "/xdg", "LAYERMESH_HOME": "/mine"}, "/mine"),
+    ],
+)
+def test_data_home(platform: str, environ: dict[str, str], folder: str) -> None:
+    assert data_home_for(platform, environ, USER) == Path(folder)
