@@ -1,10 +1,6 @@
 """gRPC as a mesh needs it: connections that notice within seconds when the other end is gone."""
 
-import os
 from typing import Final
-
-# What becomes of connections is told in our words; gRPC would write its own in the middle of an answer.
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 MAX_MESSAGE_BYTES: Final = 4 << 20
 HANDSHAKE_MILLISECONDS: Final = 5000

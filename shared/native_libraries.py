@@ -18,6 +18,7 @@ def settle_native_libraries() -> None:
     """
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(name, str(_KEPT_KERNELS))
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what becomes of connections is told in our words, on our lines
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", _CUBLAS_WORKSPACE)
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(_SPINS))

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import grpc
 import psutil
 
 from layermesh.protos import mesh_pb2 as pb
@@ -77,6 +76,8 @@ class Worker:
 
     def describe(self) -> pb.DescribeResponse:
         """What it says of itself."""
+        import grpc  # after layermesh, which tells it how much to say
+
         with grpc.insecure_channel(self.address) as channel:
             return WorkerServiceStub(channel).Describe(pb.DescribeRequest(version=PROTOCOL_VERSION), timeout=5)
 
