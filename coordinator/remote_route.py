@@ -252,7 +252,7 @@ class _Stream:
             error = client.explain(failed)
         except LayermeshError as failed:
             error = failed
-            if self._accepted.done():  # it is about what it sent
+            if self._accepted.done() and not isinstance(failed, WorkerLostError):  # it is about what it sent
                 error = WorkerLostError(str(failed), client.worker_id, returns=False)
         finally:
             self._requests.put_nowait(None)  # gRPC goes on waiting for more where the other side ended it
