@@ -14,6 +14,7 @@ CHANNEL_OPTIONS: Final[list[tuple[str, int]]] = [
     ("grpc.http2.ping_timeout_ms", 2000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.min_reconnect_backoff_ms", 3000),  # also how long a try may take: a lost packet must not cost twenty seconds
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 3000),
     ("grpc.enable_retries", 0),
