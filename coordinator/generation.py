@@ -108,11 +108,17 @@ class Answering:
 def generate(line: Line, answering: Answering) -> Iterator[int]:
     """Yield the token ids of an answer as they are made; the session is released whatever happens."""
     try:
-        while answering.finish_reason is None:
+        while not _is_over(answering):
             frames = answering.next_frames()
-            for frame, logits in zip(frames, line.run(frames), strict=True):
+            for frame, logits in zip(frames, line.run(frames), strict=False):
                 token_id = answering.accept(frame, logits)
                 if token_id is not None:
                     yield token_id
+                if _is_over(answering):  # perhaps with a token that was known already
+                    break
     finally:
         line.release(answering.session)
+
+
+def _is_over(answering: Answering) -> bool:
+    return answering.finish_reason is not None

@@ -105,7 +105,9 @@ class Journal:
 
     def _write(self, value: Any) -> None:
         with storing(self.path.parent, MAX_BYTES):
-            os.write(self._file, cast("bytes", msgpack.packb(value)))
+            data = memoryview(cast("bytes", msgpack.packb(value)))
+            while data:
+                data = data[os.write(self._file, data) :]
             os.fsync(self._file)
 
 

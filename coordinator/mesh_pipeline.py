@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from layermesh.coordinator.pipeline import Hop, Resumable, in_sweeps
 from layermesh.coordinator.recovery.past import Past
+from layermesh.shared.errors import WorkerLostError
 from layermesh.shared.footprint import SequenceSize
 from layermesh.shared.frames import Failure, Frame, Logits, Outcome, SessionId
+from layermesh.shared.hidden_states import HiddenStatesError, blame
 from layermesh.shared.wire import Envelope, HopTime, Scores
 
 if TYPE_CHECKING:
@@ -76,11 +78,6 @@ class MeshPipeline(Resumable):
         self._waiting = waiting
         self._sweeps = itertools.count()
 
-    @property
-    def is_broken(self) -> bool:
-        """Whether a worker went away."""
-        return self.route.is_broken
-
     def _reserve(self, session: SessionId, size: SequenceSize) -> None:
         try:
             if self._own is not None:
@@ -122,7 +119,7 @@ class MeshPipeline(Resumable):
         self.sessions.add(session)
         goes_on = self.route.reserve(session, past.size, len(past.frames))
         if self._own is not None:
-            knows = self._own.position(session) == past.num_tokens
+            knows = bool(past.frames) and self._own.position(session) == past.num_tokens
             if not knows:
                 self._own.release(session)
                 self._own.reserve(session, past.size)
@@ -144,7 +141,9 @@ class MeshPipeline(Resumable):
             if isinstance(arrival, Failure):
                 raise arrival.error
             if isinstance(arrival, Envelope):
-                self._run_own([arrival.frame])
+                outcome = self._run_own([arrival.frame])[arrival.frame.session]
+                if isinstance(outcome, Failure):
+                    raise outcome.error
             session = arrival.frame.session if isinstance(arrival, Envelope) else _session(arrival)
             self._replay_next(waiting, session)
             num_left -= 1
@@ -164,10 +163,6 @@ class MeshPipeline(Resumable):
     def own_seconds(self) -> float:
         """Median over recent sweeps of what the stage here took."""
         return statistics.median(sweep.own for sweep in self.times) if self.times else 0.0
-
-    def close(self) -> None:
-        """Let go of the workers."""
-        self.route.close()
 
     @property
     def _num_ahead(self) -> int:
@@ -266,7 +261,11 @@ class MeshPipeline(Resumable):
         if not frames:
             return {}
         assert self._own is not None, "the last worker of the route has the head"
-        outcomes = self._own.forward(frames)
+        try:
+            outcomes = self._own.forward(frames)
+        except HiddenStatesError as error:
+            last = self.route.hops[-1].client
+            raise WorkerLostError(str(blame(error, f"worker {last.name}")), last.worker_id, returns=False) from error
         return {outcome.session: outcome for outcome in outcomes if not isinstance(outcome, Frame)}
 
 

@@ -43,11 +43,6 @@ class Line(ABC):
         self.sessions: set[SessionId] = set()
         self.failovers: list[Failover] = []
 
-    @property
-    def is_broken(self) -> bool:
-        """Whether nothing can be run any more."""
-        return False
-
     def reserve(self, session: SessionId, size: SequenceSize) -> None:
         """Make room for a session of `size` beside those there are; `release` gives it back. Raises BudgetError."""
         self._reserve(session, size)

@@ -115,9 +115,9 @@ class Registry:
     async def _look_for(self, workers: Collection[str]) -> None:
         while self.returned != frozenset(workers):
             await asyncio.sleep(RETURN_SECONDS)
-            for addresses in self._places().values():
-                answer = await self._ask(addresses) if self._may_be(addresses, workers) else None
-                if isinstance(answer, Peer) and answer.described.worker_id in workers:
+            places = [addresses for addresses in self._places().values() if self._may_be(addresses, workers)]
+            for answer in await asyncio.gather(*map(self._ask, places)):
+                if isinstance(answer, Peer) and answer.described.worker_id in workers and not answer.described.leaving:
                     self.returned |= {answer.described.worker_id}
 
     def _may_be(self, addresses: Sequence[str], workers: Collection[str]) -> bool:

@@ -10,10 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-import grpc.aio
-
 from layermesh.coordinator.arrivals import checked
-from layermesh.coordinator.event_loop import EventLoop
+from layermesh.coordinator.event_loop import EventLoop, gather_all
 from layermesh.coordinator.worker_client import WorkerClient
 from layermesh.protos import mesh_pb2 as pb
 from layermesh.shared.errors import LayermeshError, MeshError, ResourceError, WorkerLostError, WorkerStarvedError
@@ -29,7 +27,7 @@ T = TypeVar("T")
 OPEN_SECONDS = 15.0
 CLOSE_SECONDS = 2.0
 WAKE_SECONDS = 0.2  # between two looks at what else there is to do
-BLAME_SECONDS = 0.3  # in which a worker that somebody complains about may be seen to have ended
+BLAME_SECONDS = 0.6  # in which a worker that somebody complains about may be seen to have ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +88,7 @@ class RemoteRoute:
         """
 
         async def reserve() -> list[pb.ReserveResponse]:
-            return await asyncio.gather(*(hop.client.reserve(hop.key, self.id, session, size, num_steps) for hop in self.hops))
+            return await gather_all([hop.client.reserve(hop.key, self.id, session, size, num_steps) for hop in self.hops])
 
         responses = self._loop.run(self._unless_broken(reserve()))
         self.streams = any(response.streamed_bytes for response in responses)
@@ -248,17 +246,15 @@ class _Stream:
         try:
             async for response in client.forward(self._outgoing()):
                 self._take(response)
-        except grpc.aio.AioRpcError as failed:
-            error = client.explain(failed)
         except LayermeshError as failed:
             error = failed
             if self._accepted.done() and not isinstance(failed, WorkerLostError):  # it is about what it sent
                 error = WorkerLostError(str(failed), client.worker_id, returns=False)
-        finally:
+        finally:  # also where its channel was closed
             self._requests.put_nowait(None)  # gRPC goes on waiting for more where the other side ended it
-        if not self._accepted.done():
-            self._accepted.set_exception(error)
-        owner.end(error)
+            if not self._accepted.done():
+                self._accepted.set_exception(error)
+            owner.end(error)
 
     def _take(self, response: pb.ForwardResponse) -> None:
         """Hand on what came back; raises the worker's error where it does not take the route."""

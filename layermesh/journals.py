@@ -42,7 +42,7 @@ def old_journal(answer_id: str | None) -> Iterator[Path]:
     paths = _newest_first(folder) if answer_id is None else [folder / f"{answer_id}{_SUFFIX}"]
     for path in paths:
         if not path.is_file():
-            break
+            continue
         try:
             with _held(path):
                 yield path
@@ -60,11 +60,16 @@ def _held(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock = FileLock(path.with_suffix(".lock"), mode=0o600)
     with lock.acquire(timeout=0):
-        yield path
-        if not path.exists():
-            path.with_suffix(".lock").unlink(missing_ok=True)
+        try:
+            yield path
+        finally:
+            if not path.exists():
+                path.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    found = {path: path.stat().st_mtime for path in folder.glob(f"*{_SUFFIX}")} if folder.is_dir() else {}
+    found: dict[Path, float] = {}
+    for path in folder.glob(f"*{_SUFFIX}") if folder.is_dir() else ():
+        with suppress(FileNotFoundError):  # another process has just come to its end
+            found[path] = path.stat().st_mtime
     return sorted(found, key=lambda path: found[path], reverse=True)

@@ -1,15 +1,21 @@
 """Having workers make ready what they are to run, and sending them what they lack."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from layermesh.coordinator.event_loop import EventLoop
+from layermesh.coordinator.event_loop import EventLoop, gather_all
 from layermesh.coordinator.registry import Peer
 from layermesh.local import LocalModel
 from layermesh.protos import mesh_pb2 as pb
 from layermesh.shared.chunks import Reading, in_chunks
-from layermesh.shared.errors import WorkerStarvedError
+from layermesh.shared.errors import (
+    BusyError,
+    CheckpointError,
+    MeshError,
+    ResourceError,
+    WorkerLostError,
+    WorkerStarvedError,
+)
 from layermesh.shared.part_source import PartReading, PartSource
 from layermesh.shared.problems import WorkerBudgetError
 from layermesh.shared.protocol import MANIFEST, PROTOCOL_VERSION
@@ -47,13 +53,7 @@ class Readying:
         """
 
         async def prepare() -> list[pb.PrepareReady]:
-            tasks = [asyncio.create_task(self._prepare_one(one, chosen, peers, route, caps)) for one in chosen]
-            try:
-                return await asyncio.gather(*tasks)
-            finally:  # what one lacks ends it for all: the next plan is another one
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+            return await gather_all([self._prepare_one(one, chosen, peers, route, caps) for one in chosen])
 
         return self._loop.run(prepare())
 
@@ -80,6 +80,12 @@ class Readying:
             return await client.while_alive(client.prepare(start, self._read, lambda told: self._progress(one.peer, told)))
         except WorkerBudgetError as error:
             raise WorkerStarvedError(str(error), one.worker_id, error.budget_bytes) from error
+        except (BusyError, WorkerLostError):
+            raise
+        except (ResourceError, CheckpointError, MeshError) as error:  # its disk, its memory, its files: others may do better
+            if not any(other is not one for other in chosen) and route is None:
+                raise
+            raise WorkerLostError(str(error), one.worker_id, returns=False) from error
 
     def _read(self, part: str, offset: int) -> Reading:
         if part == MANIFEST:

@@ -51,6 +51,8 @@ class Workers:
         self._planning = Planning(local, spread=spread)
         self._readying = Readying(local, registry.loop)
         self._route: RemoteRoute | None = None
+        self._is_alone = True  # with all layers here, and a line through them
+        self._caps: dict[str, int] = {}  # of workers that have turned out to have less memory than they say
         self._present: list[Chosen] = []  # what runs now
         self._placed: list[tuple[str, LayerSpan]] = []  # by the workers' ids, the own part too
         self._before: list[tuple[str, LayerSpan]] = []  # the same, before the last change in the middle of an answer
@@ -86,10 +88,12 @@ class Workers:
 
         Raises MeshError where a worker that was named does not answer, and what a worker has to complain about.
         """
-        standing, order = Standing(), Rebuild()
+        if isinstance(self._local.line, LastingLine):
+            self._caps |= self._local.line.caps
+        standing = Standing(caps=self._caps)
         while True:
             try:
-                self._engage(order)
+                self._engage(standing)
                 return
             except (WorkerLostError, WorkerStarvedError) as error:
                 if not error.worker:
@@ -101,7 +105,6 @@ class Workers:
                 standing, (instruction,) = decide(standing, event)
                 if not isinstance(instruction, Rebuild):
                     raise
-                order = instruction
                 self._tell(f"{error} Going on without that.")
 
     def close(self) -> None:
@@ -122,7 +125,7 @@ class Workers:
             self._check_present(found, order)
             if found is None:
                 return self._alone()
-            with suppress(BusyError, WorkerStarvedError):
+            with suppress(BusyError):
                 if (patched := self._patched(found, order)) is not None:
                     return self._bring_up(patched, self._chosen(patched), route_id, order)
             chosen = self._chosen(found)
@@ -168,14 +171,16 @@ class Workers:
         """Those of the awaited that answer again."""
         return self._registry.returned
 
-    def _engage(self, order: Rebuild) -> None:
+    def _engage(self, standing: Standing) -> None:
+        order = standing.rebuild()
+
         def build() -> Resumable | None:
             found = self.find(order=order)
             chosen = [] if found is None else self._chosen(found)
             if found is None or not chosen:
                 if found is not None:
                     self._say(f"{_count(found.peers)} found, and this machine is faster alone")
-                return self._alone() if self._route is not None or self._local.mesh_line is not None else None
+                return None if self._is_alone else self._alone()
             if _present(chosen) == _present(self._present) and self._route is not None and not self._route.is_broken:
                 return None
             self._leave()
@@ -184,8 +189,8 @@ class Workers:
 
         line = _patiently(build)
         if line is not None:
-            self._registry.watch_for(())
-            self._local.line = LastingLine(line, self, self._tell) if self._route is not None else line
+            self._registry.watch_for(standing.awaited)
+            self._local.line = line if self._route is None else LastingLine(line, self, self._tell, standing)
 
     def _chosen(self, found: Found) -> list[Chosen]:
         """Who runs something, in the order of the route."""
@@ -198,7 +203,7 @@ class Workers:
 
     def _bring_up(self, found: Found, chosen: Sequence[Chosen], route_id: str | None, order: Rebuild) -> MeshPipeline:
         """Have everybody make ready what they are to run, and open the route through them."""
-        self._given = {}
+        self._given, self._is_alone = {}, False
         for one in chosen:
             self._given[one.worker_id] = self._given.get(one.worker_id, 0) + one.memory_bytes
         ready = self._readying.prepare(chosen, found.peers, route_id, order.caps)
@@ -226,7 +231,9 @@ class Workers:
     def _alone(self) -> Pipeline:
         self._leave()
         self._placed = [(WORKER_NAME, LayerSpan(0, self._local.definition.num_layers))]
-        return self._local.run_alone()
+        line = self._local.run_alone()
+        self._is_alone = True
+        return line
 
     def _check_present(self, found: Found | None, order: Rebuild) -> None:
         """Raise WorkerLostError for a worker of the route that has gone away as well."""

@@ -34,5 +34,4 @@ SERVER_OPTIONS: Final[list[tuple[str, int]]] = [
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.max_concurrent_streams", 128),
     ("grpc.so_reuseport", 0),
-    ("grpc.server_handshake_timeout_ms", 10_000),  # whoever says nothing, or garbage, is cut off
 ]

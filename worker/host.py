@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -132,7 +133,7 @@ class Host:
             if route not in live.routes:
                 raise MeshError("a session comes on a route, and this one does not lead here, or not any more.")
             if live.sessions.get(session) == route:
-                if num_steps and await asyncio.wrap_future(live.runner.num_steps(session)) >= num_steps:
+                if num_steps > 0 and await _result(live.runner.goes_on(session, num_steps)):
                     return live.residency, True
                 await self.release(live, session)
             live.sessions[session] = route
@@ -155,7 +156,7 @@ class Host:
         known = live.sessions.pop(session, None)
         live.used = time.monotonic()
         with suppress(BusyError):
-            await to_its_end(asyncio.wrap_future(live.runner.release(session)))
+            await to_its_end(_result(live.runner.release(session)))
         if known is not None and (seconds_per_byte := live.seconds_per_byte) is not None:
             await asyncio.to_thread(self._note_run, live.key.fingerprint, live.weight_form, seconds_per_byte)
 
@@ -175,8 +176,13 @@ class Host:
         """Close a stage that was allowed more than `most_bytes`, unless somebody else uses it."""
         async with self._lock:
             live = self._stages.get(key)
-            if live is not None and not live.routes and (live.most_bytes or most_bytes + 1) > most_bytes:
+            if live is not None and not live.routes and self.is_larger(key, most_bytes):
                 await self._close([live])
+
+    def is_larger(self, key: StageKey, most_bytes: int) -> bool:
+        """Whether there is a stage by that key that was allowed more than `most_bytes`."""
+        live = self._stages.get(key)
+        return live is not None and (live.most_bytes is None or live.most_bytes > most_bytes)
 
     async def close_unused(self) -> None:
         """Close the stages that nobody uses, with which their files may go."""
@@ -218,10 +224,15 @@ class Host:
                 await asyncio.to_thread(live.runner.close)
 
     async def _call(self, live: LiveStage, job: Callable[[Stage], T]) -> T:
-        return await asyncio.wrap_future(live.runner.call(job))
+        return await _result(live.runner.call(job))
 
     def _free_bytes(self) -> int:
         return self._budget.device_bytes - sum(live.residency.total_bytes for live in self.stages)
+
+
+async def _result(future: "Future[T]") -> T:
+    """Wait for what a stage's thread does."""
+    return await asyncio.wrap_future(future)
 
 
 def _least(num_bytes: int, most_bytes: int | None) -> int:

@@ -88,10 +88,12 @@ class KeptOutcomes:
         if isinstance(outcome, Logits) and len(past.outcomes) > KEPT_LOGITS:
             past.outcomes[-KEPT_LOGITS - 1] = None
 
-    def num_steps(self, session: SessionId) -> int:
-        """Return how many steps a session has behind it here, all of them kept; 0 where one is not."""
+    def goes_on(self, session: SessionId, num_steps: int) -> bool:
+        """Whether a session can go on after `num_steps`: with all hidden states there were, and the scores from there on."""
         past = self._sessions.get(session)
-        return len(past.outcomes) if past is not None and past.is_whole else 0
+        if past is None or not past.is_whole or len(past.outcomes) < num_steps:
+            return False
+        return all(outcome is not None for outcome in past.outcomes[num_steps:])
 
     def drop(self, session: SessionId) -> None:
         """Forget a session."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from layermesh.protos import mesh_pb2 as pb
@@ -143,13 +144,9 @@ class Routes:
         if aboard:
             if self._fault is not None:
                 self._fault.strike_at(aboard[0].frame.step)
-            watch = self._watch(here, aboard)
-            live.runner.run(aboard, lambda ran, time: self._ran(here, watch, ran, time))
-
-    def _watch(self, here: RouteHere, frames: Sequence[Envelope]) -> asyncio.TimerHandle | None:
-        """Have the coordinator told where frames take longer than they may."""
-        seconds = max(envelope.deadline for envelope in frames)
-        return self._loop.call_later(seconds, self._late, here, frames[0].hop, seconds) if seconds else None
+            seconds = max(envelope.deadline for envelope in aboard)
+            watch = _Watch(self._loop, seconds, lambda: self._late(here, envelope.hop, seconds))
+            live.runner.run(aboard, lambda ran, time: self._ran(here, watch, ran, time), watch.begin)
 
     def _late(self, here: RouteHere, hop: int, seconds: float) -> None:
         span = here.hops[hop].key.span
@@ -162,21 +159,23 @@ class Routes:
     def _ran(
         self,
         here: RouteHere,
-        watch: asyncio.TimerHandle | None,
+        watch: "_Watch",
         ran: Sequence[tuple[Envelope, Outcome]],
         time: HopTime,
     ) -> None:
         """From a stage's thread: pack what became of the frames, and hand it to the event loop."""
-        self._loop.call_soon_threadsafe(here.load.give_back, [envelope for envelope, _ in ran])
+        self._hand(here.load.give_back, [envelope for envelope, _ in ran])
         try:
             hop, onward, back = self._packed(here, ran, time)
         except Exception as error:  # whatever it was, nobody may wait in vain
-            self._loop.call_soon_threadsafe(self._fail, here, error)
+            self._hand(self._fail, here, error)
             return
         finally:
-            if watch is not None:
-                self._loop.call_soon_threadsafe(watch.cancel)
-        self._loop.call_soon_threadsafe(self._send, here, hop, onward, back)
+            watch.end()
+        self._hand(self._send, here, hop, onward, back)
+
+    def _hand(self, callback: Callable[..., None], *arguments: object) -> None:
+        hand_over(self._loop, callback, *arguments)
 
     def _packed(
         self, here: RouteHere, ran: Sequence[tuple[Envelope, Outcome]], time: HopTime
@@ -234,10 +233,46 @@ class Routes:
     def _lost(self, address: str, why: str) -> None:
         """Tell every route that goes on to `address` that nobody answers there."""
         for here in list(self._routes.values()):
-            lost = next((number for number, hop in enumerate(here.hops) if hop.address == address), None)
+            goes_on = (number + 1 for number in sorted(here.entered) if number + 1 < len(here.hops))
+            lost = next((number for number in goes_on if here.hops[number].address == address), None)
             if lost is not None:
                 name = here.hops[lost].worker
                 self._fail(here, MeshError(f"the next worker, {name} at {address}, went away ({why})."), lost)
+
+
+def hand_over(loop: asyncio.AbstractEventLoop, callback: Callable[..., None], *arguments: object) -> None:
+    """Have `loop` call back; one that is closed has nobody left who would want to know."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(callback, *arguments)
+
+
+class _Watch:
+    """Calls `late` on the event loop unless what begins has ended after `seconds`; never where these are 0.
+
+    What waits for its turn is not late. For a stage's thread.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, late: Callable[[], None]) -> None:
+        self._loop = loop
+        self._seconds = seconds
+        self._late = late
+        self._handle: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        """Note that the turn has come."""
+        if self._seconds:
+            hand_over(self._loop, self._start)
+
+    def end(self) -> None:
+        """Note that it is over."""
+        hand_over(self._loop, self._stop)
+
+    def _start(self) -> None:
+        self._handle = self._loop.call_later(self._seconds, self._late)
+
+    def _stop(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
 
 
 def _replayed(here: RouteHere, outcome: Frame | Logits) -> pb.Replayed:

@@ -28,6 +28,7 @@ class _Group:
     envelopes: Sequence[Envelope]
     since: float
     deliver: Deliver
+    begin: Callable[[], None]
 
     @property
     def sessions(self) -> set[SessionId]:
@@ -67,9 +68,12 @@ class StageRunner:
         recent = sorted(self._recent)
         return recent[len(recent) // 2] if recent else 0.0
 
-    def run(self, envelopes: Sequence[Envelope], deliver: Deliver) -> None:
-        """Run frames of different sessions in the same sweep; `deliver` is called from the stage's thread."""
-        self._put(_Group(envelopes, time.monotonic(), deliver))
+    def run(self, envelopes: Sequence[Envelope], deliver: Deliver, begin: Callable[[], None] = lambda: None) -> None:
+        """Run frames of different sessions in the same sweep.
+
+        `begin` is called when their turn has come, `deliver` with what became of them, both from the stage's thread.
+        """
+        self._put(_Group(envelopes, time.monotonic(), deliver, begin))
 
     def call(self, job: Callable[[Stage], T]) -> "Future[T]":
         """Do `job` between two sweeps; the future has a BusyError where the stage was closed before."""
@@ -77,9 +81,9 @@ class StageRunner:
         self._put(_Call(job, future))
         return future
 
-    def num_steps(self, session: SessionId) -> "Future[int]":
-        """Return how many steps a session has behind it of which all is known that became of them."""
-        return self.call(lambda _: self._kept.num_steps(session))
+    def goes_on(self, session: SessionId, num_steps: int) -> "Future[bool]":
+        """Return whether a session of which `num_steps` have come back can go on from there."""
+        return self.call(lambda _: self._kept.goes_on(session, num_steps))
 
     def release(self, session: SessionId) -> "Future[None]":
         """Forget a session."""
@@ -136,6 +140,8 @@ class StageRunner:
 
     def _run(self, groups: Sequence[_Group]) -> None:
         began = time.monotonic()
+        for group in groups:
+            group.begin()
         outcomes, frames = self._known([envelope.frame for group in groups for envelope in group.envelopes])
         outcomes |= self._compute(frames)
         seconds = time.monotonic() - began
@@ -166,9 +172,17 @@ class StageRunner:
         except Exception as error:  # whatever it was, nobody may wait for an answer in vain
             ours = error if isinstance(error, LayermeshError) else MeshError(f"{type(error).__name__}: {error}")
             ran = [Failure(frame.session, frame.step, ours) for frame in frames]
-        for frame, outcome in zip(frames, ran, strict=True):
+        return {outcome.session: self._keep(frame, outcome) for frame, outcome in zip(frames, ran, strict=True)}
+
+    def _keep(self, frame: Frame, outcome: Outcome) -> Outcome:
+        """Keep what became of `frame`; a device that fails often shows it only when something is copied from there."""
+        try:
             self._kept.add(frame, outcome)
-        return {outcome.session: outcome for outcome in ran}
+        except Exception as error:  # the same as for computing
+            self._kept.drop(frame.session)
+            self._stage.release(frame.session)
+            return Failure(frame.session, frame.step, MeshError(f"{type(error).__name__}: {error}"))
+        return outcome
 
 
 def _turn_away(item: _Group | _Call) -> None:

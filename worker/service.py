@@ -196,7 +196,8 @@ class WorkerService(WorkerServiceServicer):
     async def _prepare(self, start: pb.PrepareStart, caller: "_Caller") -> None:
         try:
             if start.route:
-                keeps = start.keeps if start.most_bytes else (start.key, *start.keeps)
+                is_larger = start.most_bytes and self._host.is_larger(StageKey.parse(start.key), start.most_bytes)
+                keeps = start.keeps if is_larger else (start.key, *start.keeps)
                 await self._routes.keep_only(start.route, [StageKey.parse(key) for key in keeps])
             prepared = await self._preparer.prepare(start, caller)
         except Exception as error:  # whatever it was, the caller is told

@@ -1,7 +1,7 @@
 """A line that outlives its workers."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,7 +22,7 @@ from layermesh.coordinator.recovery.decisions import (
 )
 from layermesh.coordinator.recovery.failover import Failover, Reason
 from layermesh.coordinator.recovery.past import Past
-from layermesh.shared.errors import BusyError, LayermeshError, MeshError, WorkerLostError, WorkerStarvedError
+from layermesh.shared.errors import BudgetError, BusyError, LayermeshError, MeshError, WorkerLostError, WorkerStarvedError
 from layermesh.shared.footprint import SequenceSize
 from layermesh.shared.frames import Failure, Frame, Logits, SessionId
 from layermesh.shared.problems import WorkerBudgetError
@@ -71,22 +71,30 @@ class _Session:
 class LastingLine(Line):
     """Passes calls along `line`; where a worker goes away, what it had is computed again elsewhere, and answers go on.
 
-    What is to be done is decided in decisions.py; this carries it out. `tell` is given what a user should know.
+    What is to be done is decided in decisions.py; this carries it out. `tell` is given what a user should know, and `standing`
+    is what is known from the making of `line`.
     """
 
-    def __init__(self, line: Resumable, around: Surroundings, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        line: Resumable,
+        around: Surroundings,
+        tell: Callable[[str], None],
+        standing: Standing = Standing(),  # noqa: B008 - it is frozen
+    ) -> None:
         super().__init__()
         self.current = line
         self._around = around
         self._tell = tell
-        self._standing = Standing()
+        self._standing = standing
         self._pasts: dict[SessionId, _Session] = {}
         self._retried: set[Call] = set()
+        self._homeless: dict[SessionId, BudgetError] = {}  # for which nobody who is left has room
 
     @property
-    def is_broken(self) -> bool:
-        """Whether nothing can be run any more."""
-        return self.current.is_broken
+    def caps(self) -> Mapping[str, int]:
+        """The most bytes of workers, by id, that have turned out to have less memory than they say."""
+        return self._standing.caps
 
     def _reserve(self, session: SessionId, size: SequenceSize) -> None:
         while True:
@@ -100,12 +108,14 @@ class LastingLine(Line):
 
     def _release(self, session: SessionId) -> None:
         self._pasts.pop(session, None)
+        self._homeless.pop(session, None)
         self.current.release(session)
 
     def outcomes(self, frames: Sequence[Frame]) -> Iterator[Logits | Failure]:
         """Run calls and yield what becomes of each; those that a worker took with it are run again."""
         pending = {Call(frame.session, frame.step): frame for frame in frames}
         yield from self._look_around(pending)
+        yield from self._turn_away(pending)
         while pending:
             batch = self._batch(pending)
             try:
@@ -137,10 +147,17 @@ class LastingLine(Line):
         self._retried.add(call)
         return is_first and isinstance(error, MeshError)
 
+    def _turn_away(self, pending: dict[Call, Frame]) -> Iterator[Failure]:
+        """Fail the calls of sessions for which nobody who is left has room; the others go on."""
+        for call in [call for call in pending if call.session in self._homeless]:
+            del pending[call]
+            yield Failure(call.session, call.step, self._homeless[call.session])
+
     def _look_around(self, pending: dict[Call, Frame]) -> Iterator[Failure]:
         """Between two sweeps: go on without those who say goodbye, and with those who are back."""
-        for worker in self.current.leaving - self._standing.away:
-            yield from self._recover(Left(worker), None, pending)
+        for worker in sorted(self.current.leaving):
+            if worker not in self._standing.away:  # it may have gone with another one
+                yield from self._recover(Left(worker), None, pending)
         for worker in self._around.returned() & self._standing.awaited:
             yield from self._recover(Returned(worker), None, pending)
 
@@ -165,9 +182,10 @@ class LastingLine(Line):
                             num_tokens = self._rebuild(instruction)
                         except MeshError as failed:
                             event, error = self._event(failed, ()), failed
-                            self._tell_of(event, failed)
+                            self._tell_of(event, str(failed))
                         else:
                             self._report(first, why, num_tokens, time.monotonic() - began)
+                            yield from self._turn_away(pending)
                             return
             if not instructions:
                 return
@@ -177,11 +195,16 @@ class LastingLine(Line):
         self.current = self._around.rebuild(order)
         self._around.await_return(self._standing.awaited)
         lacking = []
+        for session in self._homeless:
+            self._pasts.pop(session, None)
         for session, past in self._pasts.items():
             try:
                 end = self.current.resume(session, past.past)
             except WorkerBudgetError as error:
                 raise WorkerStarvedError(str(error), error.worker_id, error.budget_bytes) from error
+            except BudgetError as error:
+                self._homeless[session] = error
+                continue
             if end is not None:
                 lacking.append((past.past, end))
         if lacking:
@@ -205,20 +228,25 @@ class LastingLine(Line):
         return Lost("", frozenset(under_way))
 
     def _report(self, event: Event, why: str, num_tokens: int, seconds: float) -> None:
+        passed = max((past.past.num_tokens for past in self._pasts.values()), default=0)
+        worker = getattr(event, "worker", "")
+        self._tell_of(event, why, passed, self._around.successors(worker) if worker else (), num_tokens, seconds)
+
+    def _tell_of(
+        self,
+        event: Event,
+        why: str,
+        passed: int = 0,
+        moved_to: tuple[str, ...] = (),
+        num_tokens: int = 0,
+        seconds: float = 0.0,
+    ) -> None:
+        """Note what has happened, and say so."""
         worker = getattr(event, "worker", "")
         reason = _REASONS[type(event)] if worker else "unknown"
-        passed = max((past.past.num_tokens for past in self._pasts.values()), default=0)
-        moved_to = self._around.successors(worker) if worker else ()
-        name = self._around.name(worker) if worker else ""
-        failover = Failover(name, reason, passed, moved_to, num_tokens, seconds, why)
+        failover = Failover(self._around.name(worker) if worker else "", reason, passed, moved_to, num_tokens, seconds, why)
         self.failovers.append(failover)
         self._tell(str(failover))
-
-    def _tell_of(self, event: Event, error: LayermeshError) -> None:
-        """Tell of somebody else who failed while the line was made anew."""
-        worker = getattr(event, "worker", "")
-        reason = _REASONS[type(event)] if worker else "unknown"
-        self._tell(str(Failover(self._around.name(worker) if worker else "", reason, 0, (), 0, 0.0, str(error))))
 
 
 def starved(error: WorkerStarvedError, given_bytes: int) -> Starved:

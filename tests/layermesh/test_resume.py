@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from layermesh import LayerMesh
+from layermesh.coordinator.journal import Journal
 from layermesh.journals import MOST_JOURNALS, journals_folder, new_journal, old_journal
 from layermesh.shared.errors import UsageError
 from tests.running import wait_until
@@ -37,6 +38,21 @@ def test_an_answer_goes_on_with_the_same_tokens(tiny, tmp_path, settings, num_to
         assert not stream.differs
         assert stream.answer.seed == expected.seed
     assert not path.exists()
+
+
+def test_an_answer_that_was_whole_already_gets_no_token_more(tiny, tmp_path):
+    """The process ended after the last token was written, before the journal was removed."""
+    path = tmp_path / "answer.journal"
+    with LayerMesh(str(tiny("llama")), device="cpu", alone=True) as mesh:
+        stream = mesh.stream([5, 6, 7], journal=path, **SETTINGS)
+        tokens = [next(stream).id for _ in range(19)]
+        expected = mesh.generate([5, 6, 7], **SETTINGS).token_ids
+        stream.close()
+        with Journal(path) as journal:
+            journal.add(expected[-1])
+        resumed = mesh.resume(path)
+        assert [token.id for token in resumed] == [*tokens, expected[-1]] == expected
+        assert resumed.answer.finish_reason == "length"
 
 
 def test_an_answer_of_another_model_does_not_go_on(tiny, tmp_path):

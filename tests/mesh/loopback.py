@@ -32,6 +32,7 @@ class LoopbackWorker:
         self.port = 0
         self.membership: Membership | None = None  # of a mesh, over which it speaks TLS, on the loopback interface as anywhere
         self.server: WorkerServer | None = None
+        self._ending: Future[None] | None = None
         self._loop = loop
 
     @property
@@ -57,7 +58,9 @@ class LoopbackWorker:
         server, self.server = self.server, None
         if server is not None:
             server.drain_seconds = drain_seconds
-            self._wait(server.__aexit__(None, None, None))
+            self._ending = asyncio.run_coroutine_threadsafe(server.__aexit__(None, None, None), self._loop)
+        if self._ending is not None:  # perhaps in another thread
+            self._ending.result(timeout=60)
 
     def _wait(self, coroutine: Coroutine[Any, Any, object]) -> None:
         future: Future[object] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)

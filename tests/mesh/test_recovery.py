@@ -5,8 +5,16 @@ import time
 
 import pytest
 
-from layermesh.shared.errors import MeshError, WorkerLostError
+from layermesh.coordinator.pipeline import Pipeline
+from layermesh.coordinator.planning.machines import Link, Links, Machine
+from layermesh.coordinator.planning.mesh_plan import Part, predict_mesh
+from layermesh.coordinator.remote_route import RemoteRoute
+from layermesh.model_cost import model_cost
+from layermesh.planning import Planning
+from layermesh.shared.errors import BudgetError, MeshError, WorkerLostError
+from layermesh.shared.spans import LayerSpan
 from layermesh.worker.stage import Stage
+from tests.mesh.loopback import PROFILE
 from tests.mesh.meshes import PROMPT, answer_alone, ask, machines, num_sessions, open_mesh, stages
 from tests.mesh.waiting import wait_until
 
@@ -70,8 +78,9 @@ def test_an_answer_survives_all_workers_and_uses_one_that_returns(tiny, loopback
         wait_until(lambda: mesh.workers.returned() == {workers[1].id})
         answer = answering.finish()
         assert answer.token_ids == expected
-        assert [failover.reason for failover in answer.failovers] == ["lost", "returned"]
-        assert answer.failovers[1].moved_to == ("this machine",)
+        assert sorted(failover.worker for failover in answer.failovers if failover.reason == "lost") == ["w0", "w1"]
+        assert answer.failovers[-1].reason == "returned"
+        assert answer.failovers[-1].moved_to == ("this machine",)
         assert machines(answer) == ["w1", "local"]
 
 
@@ -246,6 +255,106 @@ def test_a_worker_that_goes_away_while_it_gets_ready_is_done_without(tiny, loopb
         assert answer.token_ids == expected
         assert machines(answer) == ["w0", "local"]
         assert any("w1" in sentence and "Going on without" in sentence for sentence in said), said
+
+
+def test_what_is_lost_in_the_first_call_may_come_to_this_machine(tiny, loopback, expected, monkeypatch):
+    """Nothing has come back yet, and the stage here is a new one that knows of no session."""
+    monkeypatch.setattr(Planning, "patch", to_this_machine)
+    workers, killed = loopback.add(2), threading.Event()
+    forward = Stage.forward
+
+    def dying(stage, frames):
+        if stage.span.start and len(stage.span) and not killed.is_set():
+            killed.set()
+            ending = threading.Thread(target=workers[1].stop)
+            ending.start()
+            time.sleep(0.3)
+        return forward(stage, frames)
+
+    with open_mesh(tiny("llama"), workers) as mesh:
+        monkeypatch.setattr(Stage, "forward", dying)
+        answer = ask(mesh, num_tokens=NUM_TOKENS)
+        assert answer.token_ids == expected
+        assert machines(answer) == ["w0", "local"]
+        assert answer.plan.stages[1].start == 2
+
+
+def to_this_machine(planning, peers, placed, _caps, _best):
+    cost = model_cost(planning._local)
+    kept = [Part(Machine(peer.name, PROFILE), span) for peer in peers for name, span in placed if name == peer.name]
+    own = Machine("local", PROFILE, is_coordinator=True)
+    links = Links({peer.name: Link(1e-3, 1e8) for peer in peers})
+    return predict_mesh(cost, [*kept, Part(own, LayerSpan(kept[-1].span.end, len(cost.layers)))], links)
+
+
+def test_a_worker_that_goes_away_as_the_route_is_opened_leaves_this_machine_able_to_work(tiny, loopback, expected, monkeypatch):
+    (worker,) = loopback.add(1)
+    init = RemoteRoute.__init__
+
+    def late(route, *arguments):
+        worker.stop()
+        init(route, *arguments)
+
+    with open_mesh(tiny("llama"), [worker]) as mesh:
+        mesh.workers.find()
+        monkeypatch.setattr(RemoteRoute, "__init__", late)
+        for _ in range(2):
+            answer = ask(mesh, num_tokens=NUM_TOKENS)
+            assert (answer.token_ids, machines(answer)) == (expected, ["local"])
+
+
+def test_losses_before_and_in_an_answer_follow_each_other(tiny, loopback, expected, monkeypatch):
+    """Epochs go on where the making of the route left off."""
+    workers, once = loopback.add(3), threading.Event()
+    build = Stage.__init__
+
+    def dying(stage, *arguments, **options):
+        if threading.current_thread().name.startswith("asyncio") and not once.is_set():
+            once.set()
+            ending = threading.Thread(target=workers[2].stop)
+            ending.start()
+            time.sleep(0.3)
+        build(stage, *arguments, **options)
+
+    monkeypatch.setattr(Stage, "__init__", dying)
+    with open_mesh(tiny("llama"), workers) as mesh:
+        answer = Interrupted(mesh).after(5, workers[1].stop)
+        assert answer.token_ids == expected
+        assert [(failover.worker, failover.reason) for failover in answer.failovers] == [("w1", "lost")]
+
+
+def test_a_session_for_which_nobody_has_room_takes_no_other_with_it(tiny, loopback, monkeypatch):
+    """Three answers on a worker; this machine, alone, has room for two."""
+    prompts = [[5 + number, 6, 7] for number in range(3)]
+    expected = [answer_alone(tiny("llama"), prompt, NUM_TOKENS) for prompt in prompts]
+    settings = {"max_new_tokens": NUM_TOKENS, "temperature": 0, "ignore_eos": True}
+    (worker,) = loopback.add(1)
+    resume = Pipeline.resume
+
+    def cramped(line, session, past):
+        if len(line.sessions) == 2:
+            raise BudgetError("this", 10, 20)
+        return resume(line, session, past)
+
+    monkeypatch.setattr(Pipeline, "resume", cramped)
+    answers, failed = {}, []
+    with open_mesh(tiny("llama"), [worker]) as mesh, mesh.stream_many(prompts, **settings) as stream:
+
+        def kill():
+            wait_until(lambda: stream.progress.num_tokens > 12)
+            worker.stop()
+
+        killing = threading.Thread(target=kill)
+        killing.start()
+        for finished in stream:
+            if finished.error is None:
+                answers[finished.index] = finished.answer.token_ids
+            else:
+                failed.append(finished.error)
+        killing.join()
+    assert [type(error) for error in failed] == [BudgetError]
+    assert all(token_ids == expected[index] for index, token_ids in answers.items())
+    assert len(answers) == 2
 
 
 def test_errors_of_lost_workers_name_them():

@@ -37,15 +37,16 @@ def test_a_session_that_outgrows_the_allowance_cannot_be_replayed_from_and_its_m
     kept = KeptOutcomes(allowance)
     for step in range(2):
         kept.add(frame(step), made(step))
-    assert kept.num_steps(SESSION) == 2
+    assert kept.goes_on(SESSION, 2)
+    assert not kept.goes_on(SESSION, 3)
     assert not allowance.take(1)
     kept.add(frame(2), made(2))
-    assert kept.num_steps(SESSION) == 0
+    assert not kept.goes_on(SESSION, 1)
     assert allowance.take(2 * BYTES)
     with pytest.raises(MeshError, match=r"step 1 .* is past, and nothing of it was kept"):
         kept.find(frame(1))
     kept.add(frame(3), made(3))  # no half of a past is kept
-    assert kept.num_steps(SESSION) == 0
+    assert not kept.goes_on(SESSION, 1)
 
 
 def test_dropping_a_session_gives_its_memory_back_and_so_does_its_failure():
@@ -64,7 +65,9 @@ def test_of_logits_the_last_ones_are_kept_and_still_count():
     kept = KeptOutcomes(Allowance(0))
     for step in range(KEPT_LOGITS + 2):
         kept.add(frame(step), logits(step))
-    assert kept.num_steps(SESSION) == KEPT_LOGITS + 2
+    assert kept.goes_on(SESSION, KEPT_LOGITS + 2)
+    assert kept.goes_on(SESSION, 2)
+    assert not kept.goes_on(SESSION, 1)  # what came back after it cannot be sent again
     assert kept.find(frame(KEPT_LOGITS + 1)).step == KEPT_LOGITS + 1
     with pytest.raises(MeshError, match="nothing of it was kept"):
         kept.find(frame(1))
@@ -73,7 +76,7 @@ def test_of_logits_the_last_ones_are_kept_and_still_count():
 def test_a_session_whose_beginning_was_not_seen_cannot_be_replayed_from():
     kept = KeptOutcomes(Allowance(100))
     kept.add(frame(3), made(3))
-    assert kept.num_steps(SESSION) == 0
+    assert not kept.goes_on(SESSION, 1)
 
 
 @pytest.mark.parametrize(("budget_bytes", "expected"), [(1 << 20, 1 << 16), (8 << 30, 64 << 20)])

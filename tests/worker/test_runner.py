@@ -154,9 +154,9 @@ def test_a_frame_that_comes_once_more_is_not_computed_again(stage, runner):
     assert stage.sweeps == [["a"]]
     assert [outcome["a"].epoch for outcome in delivered[:2]] == [0, 3]
     assert isinstance(delivered[2]["a"], Failure)
-    assert runner.num_steps(SessionId("a")).result(10) == 1
+    assert runner.goes_on(SessionId("a"), 1).result(10)
     runner.release(SessionId("a")).result(10)
-    assert runner.num_steps(SessionId("a")).result(10) == 0
+    assert not runner.goes_on(SessionId("a"), 1).result(10)
 
 
 def test_closing_finishes_the_sweep_and_turns_away_what_waits(stage, runner):
