@@ -83,8 +83,6 @@ class Readying:
         except (BusyError, WorkerLostError):
             raise
         except (ResourceError, CheckpointError, MeshError) as error:  # its disk, its memory, its files: others may do better
-            if not any(other is not one for other in chosen) and route is None:
-                raise
             raise WorkerLostError(str(error), one.worker_id, returns=False) from error
 
     def _read(self, part: str, offset: int) -> Reading:

@@ -1,15 +1,16 @@
 """A real disk that is full: said with its numbers, nothing half of it used, and well once there is room."""
 
+import re
 import subprocess
 
 import pytest
 
-from layermesh.shared.errors import DiskFullError, ResourceError
+from layermesh.shared.errors import DiskFullError
 from layermesh.shared.part_source import PartSource
 from layermesh.worker.part_writer import PARTIAL_SUFFIX
 from layermesh.worker.store import Store
 from tests.mesh.loopback import Loopback
-from tests.mesh.meshes import answer_alone, ask, open_mesh
+from tests.mesh.meshes import answer_alone, ask, machines, open_mesh
 from tests.shared.packing.packs import build_llama
 from tests.storing import all_parts, describe, fetch
 
@@ -47,19 +48,23 @@ def large(tmp_path_factory):
 
 
 @pytest.mark.usefixtures("no_models_there")
-def test_a_worker_without_room_says_so_and_serves_once_there_is(large, disk):
-    with Loopback(disk.folder) as loopback:
-        (worker,) = loopback.add(1)
-        with open_mesh(large, [worker]) as mesh:
-            with pytest.raises(ResourceError, match=rf"worker w0: no room in {worker.folder}.* needed, .* free") as failed:
-                ask(mesh)
-            assert failed.value.exit_code == 6
+def test_what_a_worker_has_no_room_for_goes_elsewhere_until_it_has(large, disk, loopback):
+    said, (other,) = [], loopback.add(1)
+    with Loopback(disk.folder) as cramped:
+        (worker,) = cramped.add(1)
+        worker.stop()
+        worker.name, worker.id = "cramped", "f" * 32
+        worker.start()
+        with open_mesh(large, [worker, other], tell=said.append) as mesh:
+            answer = ask(mesh)
+            assert (answer.token_ids, machines(answer)) == (answer_alone(large), ["w0", "local"])
+            assert any(re.search(rf"worker cramped: no room in {worker.folder}.* needed, .* free", told) for told in said), said
             assert list(worker.folder.rglob(f"*{PARTIAL_SUFFIX}")) == []
             assert list(worker.folder.rglob("*.weights")) == []
             disk.resize(64 * MIB)
             answer = ask(mesh)
             assert list(worker.folder.rglob("*.weights"))
-            assert answer.token_ids == answer_alone(large)
+            assert (answer.token_ids, machines(answer)) == (answer_alone(large), ["cramped", "w0", "local"])
 
 
 def receive_while_somebody_takes_the_rest(model, source, disk):
