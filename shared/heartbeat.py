@@ -35,6 +35,9 @@ async def until_silent(channel: grpc.aio.Channel) -> Gone:
             await stub.Check(health_pb2.HealthCheckRequest(), timeout=SILENCE_SECONDS)
         except grpc.aio.AioRpcError as error:
             slept = time.monotonic() - began > SILENCE_SECONDS + LATE_SECONDS
+            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:  # busy, and alive
+                await asyncio.sleep(BEAT_SECONDS)
+                continue
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not slept:
                 return Gone(f"nothing was heard of it for {SILENCE_SECONDS:.0f} s", is_silence=True)
             if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:

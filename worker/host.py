@@ -132,7 +132,9 @@ class Host:
         async with self._lock:  # nobody else may take what is free meanwhile
             if route not in live.routes:
                 raise MeshError("a session comes on a route, and this one does not lead here, or not any more.")
-            if live.sessions.get(session) == route:
+            if live.sessions.get(session, route) != route:
+                raise MeshError(f"session {session} belongs to another route.")
+            if session in live.sessions:
                 if num_steps > 0 and await _result(live.runner.goes_on(session, num_steps)):
                     return live.residency, True
                 await self.release(live, session)
@@ -145,7 +147,7 @@ class Host:
                 return live.residency
 
             try:
-                return await self._call(live, job), False
+                return await to_its_end(self._call(live, job)), False
             except BaseException:
                 live.sessions.pop(session, None)
                 live.runner.release(session)  # it may have come to it all the same

@@ -293,6 +293,19 @@ def test_a_stage_that_is_to_take_less_is_opened_anew_unless_somebody_uses_it():
     running(scenario)
 
 
+def test_a_session_stays_on_the_route_on_which_it_came():
+    async def scenario(host):
+        live = await host.open(key(0), "model", Opening(least=20))
+        for route in ("route", "other"):
+            host.enter(live, route)
+        await host.reserve(live, SessionId("s"), "route", SIZE)
+        with pytest.raises(MeshError, match="belongs to another route"):
+            await host.reserve(live, SessionId("s"), "other", SIZE)
+        assert live.sessions == {"s": "route"}
+
+    running(scenario)
+
+
 async def tried(work):
     try:
         return await work
