@@ -9,7 +9,7 @@ demo: $(VENV)/installed  ## stream an answer of the default model through a smal
 	$(BIN)/layermesh generate "Explain in three sentences why the sky is blue." --host-memory 100MB --temperature 0
 
 test: $(VENV)/installed-dev  ## the tests, but for those below
-	$(BIN)/python -m pytest --ignore tests/mesh --ignore tests/chaos
+	$(BIN)/python -m pytest --ignore tests/mesh --ignore tests/chaos --ignore tests/hostile
 
 test-mesh: $(VENV)/installed-dev  ## workers beside each other; as root on Linux also on hosts made of network namespaces
 	$(BIN)/python -m pytest tests/mesh
@@ -23,7 +23,7 @@ chaos-sample: $(VENV)/installed-dev  ## a minute of that
 test-gpu: $(VENV)/installed-dev  ## those that need an NVIDIA card, which `make test` leaves out where there is none
 	$(BIN)/python -m pytest tests/gpu -rs
 
-# Tests of what others may do to us, which must say the same under `python -O`; `make test` and `test-mesh` run them as well.
+# Tests of what others may do to us, which must say the same under `python -O`. All but tests/hostile run without it as well.
 SECURITY_TESTS := tests/gates tests/hostile tests/shared/checkpoints tests/shared/test_hidden_states.py \
   tests/shared/test_manifest.py tests/shared/test_wire.py tests/worker/test_bit_flips.py tests/worker/test_limits.py \
   tests/coordinator/test_chat.py tests/coordinator/test_tokenizer.py tests/coordinator/test_tokenizer_check.py \
