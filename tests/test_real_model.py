@@ -38,8 +38,8 @@ def test_its_logits_are_those_of_transformers_own_gguf_loader(model, monkeypatch
     with LayerMesh(str(model), device="cpu", host_memory="64MB", dtype="float32", fast_path=False) as mesh:
         prompt_ids = mesh.local.tokenizer.encode(CAPITAL)
         seen = []
-        sweep = mesh.local.line.sweep
-        monkeypatch.setattr(mesh.local.line, "sweep", lambda frames: seen.append(sweep(frames)[0]) or seen[-1:])
+        outcomes = mesh.local.line.outcomes
+        monkeypatch.setattr(mesh.local.line, "outcomes", lambda frames: (seen.append(one) or one for one in outcomes(frames)))
         answer = mesh.generate(prompt_ids, max_new_tokens=NUM_TOKENS, temperature=0, ignore_eos=True)
     theirs = AutoModelForCausalLM.from_pretrained(model.parent, gguf_file=model.name, dtype=torch.float32).eval()
     input_ids = torch.tensor([prompt_ids])

@@ -14,6 +14,7 @@ from layermesh import __version__
 Run = Callable[..., Result]
 ANSWER_KEYS = {
     "text", "token_ids", "prompt_tokens", "finish_reason", "seed", "model", "plan", "memory", "stream", "timings",
+    "failovers",
 }  # fmt: skip
 
 

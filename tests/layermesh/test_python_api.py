@@ -168,7 +168,7 @@ def test_an_error_in_the_middle_leaves_the_mesh_usable(mesh: LayerMesh, monkeypa
     stream = mesh.stream([5, 6, 7], max_new_tokens=5)
     next(stream)
     with monkeypatch.context() as patch:
-        patch.setattr(mesh.local.line, "sweep", fail)
+        patch.setattr(mesh.local.line, "outcomes", fail)
         with pytest.raises(CheckpointError, match="disk"):
             next(stream)
     assert len(mesh.local.stage._sessions) == 0
