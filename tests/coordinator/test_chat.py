@@ -154,7 +154,7 @@ BOMBS = {
     "join": ("{{ range(99999)|join('x' * 10**6) }}", "MB of memory"),
     "doubling": (
         "{% set ns = namespace(s='x') %}{% for i in range(64) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
-        "MB of memory",
+        "MB of memory|more than 1 s",  # whichever a busy machine comes to first
     ),
     "macro": ("{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(99) }}", "than 1 s"),
     "endless-macro": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
