@@ -16,7 +16,16 @@ from layermesh.protos import mesh_pb2 as pb
 from layermesh.protos.mesh_pb2_grpc import MembershipServiceStub, WorkerServiceStub
 from layermesh.shared.allocator import keeping_memory
 from layermesh.shared.channels import Channels, pinned
-from layermesh.shared.errors import AuthenticationError, AwayError, LayermeshError, MeshError, WorkerLostError
+from layermesh.shared.errors import (
+    AuthenticationError,
+    AwayError,
+    BusyError,
+    CheckpointError,
+    LayermeshError,
+    MeshError,
+    ResourceError,
+    WorkerLostError,
+)
 from layermesh.shared.heartbeat import until_silent
 from layermesh.shared.problems import WorkerBudgetError, to_error
 from layermesh.shared.protocol import PROTOCOL_VERSION
@@ -106,7 +115,11 @@ class WorkerClient:
         return Link(trip / 2, ECHO_BYTES / max(carrying - trip, 1e-6))
 
     async def prepare(self, start: pb.PrepareStart, read: ReadPart, progress: Progress) -> pb.PrepareReady:
-        """Have it make a span ready, and send it what it lacks. Raises what became the worker's problem."""
+        """Have it make a span ready, and send it what it lacks.
+
+        Raises WorkerLostError where its disk, its files or its memory do not allow it, WorkerBudgetError where the memory that
+        it may take does not, CheckpointError where this machine's own files cannot be read, and what else it complains about.
+        """
         with self._calling(), keeping_memory():
             ended = await converse(self._stub.Prepare, start, read, progress)
         if ended is None:
@@ -114,7 +127,7 @@ class WorkerClient:
                 f"worker {self.name} ended the connection while it made its layers ready. Look at its screen.", self.worker_id
             )
         if ended.HasField("failed"):
-            raise self._error(ended.failed)
+            raise self._unable(self._error(ended.failed))
         return ended.ready
 
     async def reserve(
@@ -257,6 +270,13 @@ class WorkerClient:
         if self._channel is None:
             raise self._cut or MeshError(f"worker {self.who} was let go of.")
         return self._channel
+
+    def _unable(self, error: LayermeshError) -> LayermeshError:
+        """Return what a failed preparation is to the mesh: others may be able to do what this one is not."""
+        is_its_own = isinstance(error, ResourceError | CheckpointError | MeshError)
+        if not is_its_own or isinstance(error, BusyError | WorkerBudgetError):
+            return error
+        return WorkerLostError(str(error), self.worker_id, returns=False)
 
     def _error(self, problem: pb.Problem) -> LayermeshError:
         error = to_error(problem, self.name)

@@ -8,14 +8,7 @@ from layermesh.coordinator.registry import Peer
 from layermesh.local import LocalModel
 from layermesh.protos import mesh_pb2 as pb
 from layermesh.shared.chunks import Reading, in_chunks
-from layermesh.shared.errors import (
-    BusyError,
-    CheckpointError,
-    MeshError,
-    ResourceError,
-    WorkerLostError,
-    WorkerStarvedError,
-)
+from layermesh.shared.errors import WorkerStarvedError
 from layermesh.shared.part_source import PartReading, PartSource
 from layermesh.shared.problems import WorkerBudgetError
 from layermesh.shared.protocol import MANIFEST, PROTOCOL_VERSION
@@ -80,10 +73,6 @@ class Readying:
             return await client.while_alive(client.prepare(start, self._read, lambda told: self._progress(one.peer, told)))
         except WorkerBudgetError as error:
             raise WorkerStarvedError(str(error), one.worker_id, error.budget_bytes) from error
-        except (BusyError, WorkerLostError):
-            raise
-        except (ResourceError, CheckpointError, MeshError) as error:  # its disk, its memory, its files: others may do better
-            raise WorkerLostError(str(error), one.worker_id, returns=False) from error
 
     def _read(self, part: str, offset: int) -> Reading:
         if part == MANIFEST:

@@ -14,7 +14,7 @@ from layermesh.shared.addresses import DEFAULT_PORT, format_address, is_loopback
 from layermesh.shared.errors import AuthenticationError, LayermeshError, UsageError
 from layermesh.shared.security.credentials import Credentials
 
-_EVERYWHERE: Final = ("::", "0.0.0.0")  # noqa: S104 - the first with IPv4, the other where there is no IPv6
+_EVERYWHERE: Final = ("::", "0.0.0.0")  # the first with IPv4, the other where there is no IPv6  # noqa: S104  # nosec B104
 _HERE: Final = ("127.0.0.1", "::1")
 
 

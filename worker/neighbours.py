@@ -1,7 +1,7 @@
 """The workers that frames go on to, each by one lasting stream."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 
 import grpc
 import grpc.aio
@@ -33,6 +33,12 @@ class Neighbours:
             stream = self._streams[address] = _Stream(address, self._channels, self._end)
         for part in parts:
             stream.parts.put(part)
+
+    async def keep(self, addresses: Collection[str]) -> None:
+        """End the streams to all others."""
+        idle = [address for address in self._streams if address not in addresses]
+        for stream in [self._streams.pop(address) for address in idle]:
+            await stream.close()
 
     async def close(self) -> None:
         """End all streams."""

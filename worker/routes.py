@@ -95,6 +95,7 @@ class Routes:
         if current is here and not here.entered:
             del self._routes[here.id]
             current = None
+            await self._neighbours.keep({hop.address for route in self._routes.values() for hop in route.hops})
         if current is not here:
             await self.keep_only(here.id, () if current is None else [hop.key for hop in current.hops])
 

@@ -83,6 +83,7 @@ class Loopback:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         for worker in self.workers:
             worker.stop()
+        asyncio.run_coroutine_threadsafe(_end_tasks(), self._loop).result(timeout=60)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -104,3 +105,12 @@ class Loopback:
             self.workers.append(worker)
             added.append(worker)
         return added
+
+
+async def _end_tasks() -> None:
+    """End what gRPC still has under way, as the end of a process does."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=10)

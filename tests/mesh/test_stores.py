@@ -4,12 +4,13 @@ import asyncio
 import errno
 import os
 import random
+import re
 from concurrent.futures import CancelledError
 
 import pytest
 
 from layermesh.readying import Readying
-from layermesh.shared.errors import CheckpointError, ResourceError
+from layermesh.shared.errors import CheckpointError
 from layermesh.shared.parts import CHUNK_BYTES
 from layermesh.shared.spans import LayerSpan
 from layermesh.worker import preparing, service
@@ -111,15 +112,16 @@ def test_the_model_that_was_used_longest_ago_makes_room(tmp_path, loopback):
 
 
 def test_a_model_in_use_makes_no_room(tmp_path, loopback):
-    (worker,) = loopback.add(1, limit_bytes=10 << 20)
+    (worker,), said = loopback.add(1, limit_bytes=10 << 20), []
     one, other = (build_llama(tmp_path / name, vocab=1000, hidden=hidden) for name, hidden in (("a", 512), ("b", 496)))
     with open_mesh(one, [worker]) as mesh:
         ask(mesh)
-        with open_mesh(other, [worker]) as second:
-            with pytest.raises(ResourceError, match=r"worker w0: no room in .*needed, .*free"):
-                ask(second)
+        with open_mesh(other, [worker], tell=said.append) as second:
+            assert machines(ask(second)) == ["local"]
+            assert any(re.search(r"worker w0: no room in .*needed, .*free", told) for told in said), said
             mesh.close()
-            assert ask(second).token_ids == answer_alone(other)
+            answer = ask(second)
+            assert (answer.token_ids, machines(answer)) == (answer_alone(other), ["w0", "local"])
     assert [summary.name for summary in worker.store.models()] == [str(other)]
 
 
@@ -213,21 +215,22 @@ def test_a_flipped_bit_is_found_before_use_and_the_part_fetched_again(model, loo
     assert fetched[1] == [manifest.part_bytes("layer 0"), 0]
 
 
-def test_damage_that_cannot_be_mended_is_an_error_that_names_the_worker(model, loopback, monkeypatch):
-    (worker,) = loopback.add(1)
+def test_a_worker_with_damage_that_cannot_be_mended_is_named_and_done_without(model, loopback, monkeypatch):
+    (worker,), said = loopback.add(1), []
     with open_mesh(model, [worker]) as mesh:
         ask(mesh)
     worker.stop()
     flip_a_bit(worker, "layer-0.weights")
     worker.start()
     monkeypatch.setattr("layermesh.worker.stored_model.StoredModel.drop_damaged", lambda *_: ())
-    with open_mesh(model, [worker]) as mesh, pytest.raises(CheckpointError, match=r"worker w0: .*layer-0.* damaged.*Delete"):
-        ask(mesh)
+    with open_mesh(model, [worker], tell=said.append) as mesh:
+        answer = ask(mesh)
+    assert (answer.token_ids, machines(answer)) == (answer_alone(model), ["local"])
+    assert any(re.search(r"worker w0: .*layer-0.* damaged.*Delete", told) for told in said), said
 
 
 def test_a_full_disk_is_named_and_nothing_half_is_used(model, loopback, monkeypatch):
-    (worker,) = loopback.add(1)
-    written = []
+    (worker,), said, written = loopback.add(1), [], []
     write = os.pwrite
 
     def fill(descriptor, data, offset):
@@ -236,12 +239,11 @@ def test_a_full_disk_is_named_and_nothing_half_is_used(model, loopback, monkeypa
             raise OSError(errno.ENOSPC, "no space")
         return write(descriptor, data, offset)
 
-    with open_mesh(model, [worker]) as mesh:
+    with open_mesh(model, [worker], tell=said.append) as mesh:
         with monkeypatch.context() as patch:
             patch.setattr("layermesh.worker.chunk_file.os.pwrite", fill)
-            with pytest.raises(ResourceError, match=rf"worker w0: no room in {worker.folder}.* needed, .* free") as failed:
-                ask(mesh)
-        assert failed.value.exit_code == 6
+            assert machines(ask(mesh)) == ["local"]
+        assert any(re.search(rf"worker w0: no room in {worker.folder}.* needed, .* free", told) for told in said), said
         assert not list(worker.folder.rglob(f"*{PARTIAL_SUFFIX}"))
         (summary,) = worker.store.models()
         before = set(summary.parts)
