@@ -12,6 +12,7 @@ from layermesh.shared.frames import Failure, LayerOutput
 UNUSUAL: Final = frozenset(
     {"blt", "cpmant", "deepseek_v4", "gemma3n_text", "hy_v4", "prophetnet", "qwen4_exp", "qwen4_exp_text", "xlm", "xlnet"}
 )
+WITHOUT_CACHE: Final = frozenset({"openai-gpt"})  # they run the whole sequence with every token
 _MOST_STREAMS: Final = 16
 _DTYPES: Final = frozenset({torch.float32, torch.bfloat16, torch.float16})
 _ADVICE: Final = "It is faulty, or of another version: leave it out, or install the same layermesh on both."
@@ -32,13 +33,16 @@ class HiddenStatesError(MeshError):
 def check_hidden_states(output: LayerOutput, num_tokens: int, hidden_size: int, model_type: str) -> None:
     """Raise HiddenStatesError unless the first tensor can be finite hidden states of `num_tokens` tokens.
 
-    That is `[1, tokens, hidden]`, but for the `UNUSUAL` families; a `hidden_size` of 0 stands for one that is not known. What
-    else a layer hands on may be anything: masks are infinite by design, and positions are whole numbers.
+    That is `[1, tokens, hidden]`, but for the `UNUSUAL` families, and more tokens for those `WITHOUT_CACHE`; a `hidden_size` of
+    0 stands for one that is not known. What else a layer hands on may be anything: masks are infinite by design, and positions
+    are whole numbers.
     """
     hidden = output.tensors[0]
     if hidden is None or hidden.dtype not in _DTYPES:
         said = "nothing" if hidden is None else str(hidden.dtype).removeprefix("torch.")
         raise HiddenStatesError(f"{said} where hidden states belong. {_ADVICE}")
+    if model_type in WITHOUT_CACHE and hidden.dim() == 3:
+        num_tokens = max(num_tokens, hidden.shape[1])
     if not _fits(tuple(hidden.shape), num_tokens, hidden_size, unusual=model_type in UNUSUAL):
         expected = f"[1, {num_tokens}, {hidden_size or 'hidden'}]"
         raise HiddenStatesError(f"hidden states of shape {list(hidden.shape)} instead of {expected}. {_ADVICE}")
