@@ -1,6 +1,6 @@
 """From a prompt to an answer: dispatch a sweep, sample, until it is enough."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -105,7 +105,7 @@ class Answering:
         return token_id
 
 
-def generate(line: Line, answering: Answering) -> Iterator[int]:
+def generate(line: Line, answering: Answering) -> Generator[int]:
     """Yield the token ids of an answer as they are made; the session is released whatever happens."""
     try:
         while not _is_over(answering):

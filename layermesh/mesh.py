@@ -3,7 +3,7 @@
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
@@ -200,31 +200,32 @@ class LayerMesh:
         self._check_open()
         session = SessionId(uuid.uuid4().hex)
         line = self.local.line
-        try:
-            limits, chunk = self._reserve(request, session, beginning)
-            if limits != request.limits:
-                outcome.cut_to = limits.max_new_tokens
-            reply = Reply(self.local, request, session, limits, chunk, began, known)
-            with ExitStack() as held:
+        with ExitStack() as held:
+            try:
+                limits, chunk = self._reserve(request, session, beginning)
+                if limits != request.limits:
+                    outcome.cut_to = limits.max_new_tokens
+                reply = Reply(self.local, request, session, limits, chunk, began, known)
                 written = None if journal is None else held.enter_context(Journal(journal))
                 if written is not None and beginning is None:
                     written.begin(request.beginning(self.asked, self._options, limits, chunk))
-                for token_id in generate(line, reply.answering):
-                    outcome.num_tokens += 1
-                    outcome.differs = reply.answering.differs
-                    if written is not None and outcome.num_tokens > len(known):
-                        written.add(token_id)
-                    token = reply.take(token_id)
-                    outcome.answer = reply.answer
-                    if written is not None and reply.answer is not None:
-                        written.finish()
-                    yield token
-                    if reply.answer is None:
-                        self._check_open()
-            if self.workers is not None and outcome.answer is not None:
-                note_speed(self.local, outcome.answer)
-        finally:
-            line.release(session)
+            except BaseException:
+                line.release(session)
+                raise
+            for token_id in held.enter_context(closing(generate(line, reply.answering))):  # which releases the session
+                outcome.num_tokens += 1
+                outcome.differs = reply.answering.differs
+                if written is not None and outcome.num_tokens > len(known):
+                    written.add(token_id)
+                token = reply.take(token_id)
+                outcome.answer = reply.answer
+                if written is not None and reply.answer is not None:
+                    written.finish()
+                yield token
+                if reply.answer is None:
+                    self._check_open()
+        if self.workers is not None and outcome.answer is not None:
+            note_speed(self.local, outcome.answer)
 
     def _reserve(self, request: Request, session: SessionId, beginning: Beginning | None) -> tuple[Limits, int]:
         """Make room for a session; one that goes on needs the room that it had."""

@@ -10,8 +10,8 @@ from layermesh.coordinator.mesh_pipeline import MeshPipeline
 from layermesh.coordinator.pipeline import Pipeline, Resumable
 from layermesh.coordinator.plan import StagePlan
 from layermesh.coordinator.planning.mesh_plan import MeshPlan
-from layermesh.coordinator.recovery.decisions import Event, Lost, Rebuild, Standing, decide
-from layermesh.coordinator.recovery.lasting_line import LastingLine, starved
+from layermesh.coordinator.recovery.decisions import Rebuild, Standing, decide
+from layermesh.coordinator.recovery.lasting_line import LastingLine, trouble
 from layermesh.coordinator.registry import Peer, Registry
 from layermesh.coordinator.remote_route import RemoteHop, RemoteRoute
 from layermesh.local import WORKER_NAME, LocalModel
@@ -98,11 +98,7 @@ class Workers:
             except (WorkerLostError, WorkerStarvedError) as error:
                 if not error.worker:
                     raise
-                if isinstance(error, WorkerStarvedError):
-                    event: Event = starved(error, self.given_bytes(error.worker))
-                else:
-                    event = Lost(error.worker)
-                standing, (instruction,) = decide(standing, event)
+                standing, (instruction,) = decide(standing, trouble(error, self.given_bytes))
                 if not isinstance(instruction, Rebuild):
                     raise
                 self._tell(f"{error} Going on without that.")

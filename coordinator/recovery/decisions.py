@@ -60,7 +60,8 @@ class Passed:
     call: Call
 
 
-Event = Lost | Starved | Left | Returned | Passed
+Trouble = Lost | Starved | Left | Returned  # what happens to a worker
+Event = Trouble | Passed
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,8 @@ def decide(standing: Standing, event: Event) -> tuple[Standing, tuple[Instructio
     """Return how things stand after `event`, and what is to be done, in order."""
     match event:
         case Passed(call):
+            if call not in standing.suspects and not standing.num_barren:  # nearly always
+                return standing, ()
             suspects = {known: workers for known, workers in standing.suspects.items() if known != call}
             return replace(standing, suspects=suspects, num_barren=0), ()
         case Lost():

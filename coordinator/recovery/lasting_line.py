@@ -9,7 +9,6 @@ from layermesh.coordinator.pipeline import Line, Resumable
 from layermesh.coordinator.recovery.decisions import (
     Call,
     Condemn,
-    Event,
     GiveUp,
     Left,
     Lost,
@@ -18,6 +17,7 @@ from layermesh.coordinator.recovery.decisions import (
     Returned,
     Standing,
     Starved,
+    Trouble,
     decide,
 )
 from layermesh.coordinator.recovery.failover import Failover, Reason
@@ -27,7 +27,7 @@ from layermesh.shared.footprint import SequenceSize
 from layermesh.shared.frames import Failure, Frame, Logits, SessionId
 from layermesh.shared.problems import WorkerBudgetError
 
-_REASONS: dict[type[Event], Reason] = {Lost: "lost", Starved: "starved", Left: "left", Returned: "returned"}
+_REASONS: dict[type[Trouble], Reason] = {Lost: "lost", Starved: "starved", Left: "left", Returned: "returned"}
 
 
 class Surroundings(Protocol):
@@ -101,7 +101,7 @@ class LastingLine(Line):
             try:
                 self.current.reserve(session, size)
             except (WorkerLostError, BusyError) as error:
-                self._recover_all(self._event(error, ()), error)
+                self._recover_all(trouble(error, self._around.given_bytes), error)
             else:
                 self._pasts[session] = _Session(size)
                 return
@@ -126,8 +126,8 @@ class LastingLine(Line):
                     self._note(call, pending.pop(call), outcome)
                     yield outcome
             except MeshError as error:
-                under_way = [Call(frame.session, frame.step) for frame in batch]
-                yield from self._recover(self._event(error, [call for call in under_way if call in pending]), error, pending)
+                under_way = {Call(frame.session, frame.step) for frame in batch} & pending.keys()
+                yield from self._recover(trouble(error, self._around.given_bytes, under_way), error, pending)
 
     def _batch(self, pending: dict[Call, Frame]) -> list[Frame]:
         """Return what to run next: everything, or one call alone where any of them may have taken a worker down."""
@@ -161,11 +161,11 @@ class LastingLine(Line):
         for worker in self._around.returned() & self._standing.awaited:
             yield from self._recover(Returned(worker), None, pending)
 
-    def _recover_all(self, event: Event, error: LayermeshError) -> None:
+    def _recover_all(self, event: Trouble, error: LayermeshError) -> None:
         for failure in self._recover(event, error, {}):
             raise failure.error
 
-    def _recover(self, event: Event, error: LayermeshError | None, pending: dict[Call, Frame]) -> Iterator[Failure]:
+    def _recover(self, event: Trouble, error: LayermeshError | None, pending: dict[Call, Frame]) -> Iterator[Failure]:
         """Do what `event` calls for until there is a line again; yield what fails for good."""
         began, first, why = time.monotonic(), event, "" if error is None else str(error)
         while True:
@@ -181,7 +181,7 @@ class LastingLine(Line):
                         try:
                             num_tokens = self._rebuild(instruction)
                         except MeshError as failed:
-                            event, error = self._event(failed, ()), failed
+                            event, error = trouble(failed, self._around.given_bytes), failed
                             self._tell_of(event, str(failed))
                         else:
                             self._report(first, why, num_tokens, time.monotonic() - began)
@@ -220,21 +220,14 @@ class LastingLine(Line):
         self._pasts.pop(call.session, None)
         return Failure(call.session, call.step, error)
 
-    def _event(self, error: LayermeshError, under_way: Collection[Call]) -> Event:
-        if isinstance(error, WorkerStarvedError):
-            return starved(error, self._around.given_bytes(error.worker))
-        if isinstance(error, WorkerLostError):
-            return Lost(error.worker, frozenset(under_way), error.crashed, error.returns)
-        return Lost("", frozenset(under_way))
-
-    def _report(self, event: Event, why: str, num_tokens: int, seconds: float) -> None:
+    def _report(self, event: Trouble, why: str, num_tokens: int, seconds: float) -> None:
         passed = max((past.past.num_tokens for past in self._pasts.values()), default=0)
-        worker = getattr(event, "worker", "")
-        self._tell_of(event, why, passed, self._around.successors(worker) if worker else (), num_tokens, seconds)
+        moved_to = self._around.successors(event.worker) if event.worker else ()
+        self._tell_of(event, why, passed, moved_to, num_tokens, seconds)
 
     def _tell_of(
         self,
-        event: Event,
+        event: Trouble,
         why: str,
         passed: int = 0,
         moved_to: tuple[str, ...] = (),
@@ -242,13 +235,18 @@ class LastingLine(Line):
         seconds: float = 0.0,
     ) -> None:
         """Note what has happened, and say so."""
-        worker = getattr(event, "worker", "")
-        reason = _REASONS[type(event)] if worker else "unknown"
-        failover = Failover(self._around.name(worker) if worker else "", reason, passed, moved_to, num_tokens, seconds, why)
+        reason = _REASONS[type(event)] if event.worker else "unknown"
+        name = self._around.name(event.worker) if event.worker else ""
+        failover = Failover(name, reason, passed, moved_to, num_tokens, seconds, why)
         self.failovers.append(failover)
         self._tell(str(failover))
 
 
-def starved(error: WorkerStarvedError, given_bytes: int) -> Starved:
-    """Return the event that `error` is, of a worker that was given so much."""
-    return Starved(error.worker, given_bytes if error.budget_bytes is None else min(given_bytes, error.budget_bytes))
+def trouble(error: LayermeshError, given_bytes: Callable[[str], int], under_way: Collection[Call] = ()) -> Trouble:
+    """Return the event that `error` is, with calls under way; `given_bytes` says how much memory a worker was to take."""
+    if isinstance(error, WorkerStarvedError):
+        given = given_bytes(error.worker)
+        return Starved(error.worker, given if error.budget_bytes is None else min(given, error.budget_bytes))
+    if isinstance(error, WorkerLostError):
+        return Lost(error.worker, frozenset(under_way), error.crashed, error.returns)
+    return Lost("", frozenset(under_way))

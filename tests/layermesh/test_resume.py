@@ -10,7 +10,7 @@ import pytest
 from layermesh import LayerMesh
 from layermesh.coordinator.journal import Journal
 from layermesh.journals import MOST_JOURNALS, journals_folder, new_journal, old_journal
-from layermesh.shared.errors import UsageError
+from layermesh.shared.errors import BudgetError, UsageError
 from tests.running import wait_until
 
 SETTINGS = {"max_new_tokens": 20, "ignore_eos": True, "seed": 7}
@@ -53,6 +53,16 @@ def test_an_answer_that_was_whole_already_gets_no_token_more(tiny, tmp_path):
         resumed = mesh.resume(path)
         assert [token.id for token in resumed] == [*tokens, expected[-1]] == expected
         assert resumed.answer.finish_reason == "length"
+
+
+def test_a_prompt_for_which_there_is_no_memory_leaves_no_journal(tiny, tmp_path):
+    path = tmp_path / "answer.journal"
+    with LayerMesh(str(tiny("llama")), device="cpu", alone=True) as mesh:
+        mesh.local.stage.allow(1000)
+        with pytest.raises(BudgetError):
+            next(mesh.stream([5, 6, 7], journal=path, **SETTINGS))
+        assert not mesh.local.line.sessions
+    assert not path.exists()
 
 
 def test_an_answer_of_another_model_does_not_go_on(tiny, tmp_path):
