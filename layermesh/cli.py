@@ -21,7 +21,6 @@ def main() -> None:
         warnings.simplefilter("ignore")  # remarks of one library about another are not for the user's eyes
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     refuse_old_tls()
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # strangers that knock are no news
     try:
         app()
     except SystemExit as end:

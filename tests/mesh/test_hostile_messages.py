@@ -23,7 +23,7 @@ from tests.mesh.waiting import wait_until
 from tests.mesh.worker_process import WorkerProcess
 
 NUM_MESSAGES = int(os.environ.get("LAYERMESH_HOSTILE_MESSAGES", "10000"))
-SPARE_FDS = 1  # of a connection that a pool opened meanwhile
+SPARE_FDS = 1  # the heartbeat of the coordinator here has a connection of its own while its route is open
 POOL_THREADS = 6  # asyncio starts those of its pool as it needs them
 SEED = int(os.environ.get("LAYERMESH_SEED", "5"))
 NUM_FIRST = max(NUM_MESSAGES // 20, 2000)
