@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from layermesh.protos import mesh_pb2 as pb
 from layermesh.shared.channels import Channels
@@ -18,6 +19,7 @@ from layermesh.worker.faults import Fault
 from layermesh.worker.host import Host
 from layermesh.worker.limits import Load, check_address, check_routes
 from layermesh.worker.neighbours import Neighbours
+from layermesh.worker.watches import Watch, Watches
 
 Reply = Callable[[pb.ForwardResponse], None]
 
@@ -59,6 +61,7 @@ class Routes:
         self._routes: dict[str, RouteHere] = {}
         self._neighbours = Neighbours(self._lost, channels)
         self._loop = asyncio.get_running_loop()
+        self._watches = Watches(self._loop)
         self._fault = Fault.from_environ()
         self.is_leaving = False
 
@@ -146,7 +149,8 @@ class Routes:
             if self._fault is not None:
                 self._fault.strike_at(aboard[0].frame.step)
             seconds = max(envelope.deadline for envelope in aboard)
-            watch = _Watch(self._loop, seconds, lambda: self._late(here, envelope.hop, seconds))
+            watch = Watch(seconds, lambda: self._late(here, envelope.hop, seconds))
+            self._watches.add(watch)
             live.runner.run(aboard, lambda ran, time: self._ran(here, watch, ran, time), watch.begin)
 
     def _late(self, here: RouteHere, hop: int, seconds: float) -> None:
@@ -155,28 +159,23 @@ class Routes:
 
     async def close(self) -> None:
         """Let go of the neighbours."""
+        self._watches.close()
         await self._neighbours.close()
 
-    def _ran(
-        self,
-        here: RouteHere,
-        watch: "_Watch",
-        ran: Sequence[tuple[Envelope, Outcome]],
-        time: HopTime,
-    ) -> None:
-        """From a stage's thread: pack what became of the frames, and hand it to the event loop."""
-        self._hand(here.load.give_back, [envelope for envelope, _ in ran])
+    def _ran(self, here: RouteHere, watch: Watch, ran: Sequence[tuple[Envelope, Outcome]], time: HopTime) -> None:
+        """From a stage's thread: pack what became of the frames, and hand it to the event loop, which wakes up once."""
         try:
             hop, onward, back = self._packed(here, ran, time)
+            send = partial(self._send, here, hop, onward, back)
         except Exception as error:  # whatever it was, nobody may wait in vain
-            self._hand(self._fail, here, error)
-            return
-        finally:
-            watch.end()
-        self._hand(self._send, here, hop, onward, back)
+            send = partial(self._fail, here, error)
+        with suppress(RuntimeError):  # where the loop is closed nobody is left who would want to know
+            self._loop.call_soon_threadsafe(self._end, here, watch, [envelope for envelope, _ in ran], send)
 
-    def _hand(self, callback: Callable[..., None], *arguments: object) -> None:
-        hand_over(self._loop, callback, *arguments)
+    def _end(self, here: RouteHere, watch: Watch, frames: Sequence[Envelope], send: Callable[[], None]) -> None:
+        self._watches.end(watch)
+        here.load.give_back(frames)
+        send()
 
     def _packed(
         self, here: RouteHere, ran: Sequence[tuple[Envelope, Outcome]], time: HopTime
@@ -239,41 +238,6 @@ class Routes:
             if lost is not None:
                 name = here.hops[lost].worker
                 self._fail(here, MeshError(f"the next worker, {name} at {address}, went away ({why})."), lost)
-
-
-def hand_over(loop: asyncio.AbstractEventLoop, callback: Callable[..., None], *arguments: object) -> None:
-    """Have `loop` call back; one that is closed has nobody left who would want to know."""
-    with suppress(RuntimeError):
-        loop.call_soon_threadsafe(callback, *arguments)
-
-
-class _Watch:
-    """Calls `late` on the event loop unless what begins has ended after `seconds`; never where these are 0.
-
-    What waits for its turn is not late. For a stage's thread.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, late: Callable[[], None]) -> None:
-        self._loop = loop
-        self._seconds = seconds
-        self._late = late
-        self._handle: asyncio.TimerHandle | None = None
-
-    def begin(self) -> None:
-        """Note that the turn has come."""
-        if self._seconds:
-            hand_over(self._loop, self._start)
-
-    def end(self) -> None:
-        """Note that it is over."""
-        hand_over(self._loop, self._stop)
-
-    def _start(self) -> None:
-        self._handle = self._loop.call_later(self._seconds, self._late)
-
-    def _stop(self) -> None:
-        if self._handle is not None:
-            self._handle.cancel()
 
 
 def _replayed(here: RouteHere, outcome: Frame | Logits) -> pb.Replayed:
