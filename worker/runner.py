@@ -150,6 +150,8 @@ class StageRunner:
         for group in groups:
             paired = [(envelope, outcomes[envelope.frame.session]) for envelope in group.envelopes]
             group.deliver(paired, HopTime(began - group.since, seconds))
+        for frame in frames:  # now, while it is on its way
+            self._keep(frame, outcomes[frame.session])
 
     def _known(self, frames: Sequence[Frame]) -> tuple[dict[SessionId, Outcome], list[Frame]]:
         """Return what can be said of frames without computing, and those that are to be run."""
@@ -172,17 +174,13 @@ class StageRunner:
         except Exception as error:  # whatever it was, nobody may wait for an answer in vain
             ours = error if isinstance(error, LayermeshError) else MeshError(f"{type(error).__name__}: {error}")
             ran = [Failure(frame.session, frame.step, ours) for frame in frames]
-        return {outcome.session: self._keep(frame, outcome) for frame, outcome in zip(frames, ran, strict=True)}
+        return {outcome.session: outcome for outcome in ran}
 
-    def _keep(self, frame: Frame, outcome: Outcome) -> Outcome:
-        """Keep what became of `frame`; a device that fails often shows it only when something is copied from there."""
+    def _keep(self, frame: Frame, outcome: Outcome) -> None:
         try:
             self._kept.add(frame, outcome)
-        except Exception as error:  # the same as for computing
+        except Exception:  # of memory, or of a device: then it cannot be asked for again
             self._kept.drop(frame.session)
-            self._stage.release(frame.session)
-            return Failure(frame.session, frame.step, MeshError(f"{type(error).__name__}: {error}"))
-        return outcome
 
 
 def _turn_away(item: _Group | _Call) -> None:

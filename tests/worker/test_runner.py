@@ -159,6 +159,18 @@ def test_a_frame_that_comes_once_more_is_not_computed_again(stage, runner):
     assert not runner.goes_on(SessionId("a"), 1).result(10)
 
 
+def test_what_cannot_be_kept_is_delivered_all_the_same_and_cannot_be_gone_on_from(stage, runner, monkeypatch):
+    def fails(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(runner._kept, "add", fails)
+    delivered = Delivered()
+    runner.run(envelopes("a"), delivered)
+    wait_until(lambda: len(delivered) == 1)
+    assert isinstance(delivered[0]["a"], Frame)
+    assert not runner.goes_on(SessionId("a"), 1).result(10)
+
+
 def test_closing_finishes_the_sweep_and_turns_away_what_waits(stage, runner):
     delivered = Delivered()
     held(stage, runner, delivered)
