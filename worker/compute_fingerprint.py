@@ -31,7 +31,8 @@ def device_name(device: torch.device) -> str:
 
 def _cpu() -> str:
     capability = torch.backends.cpu.get_cpu_capability()
-    packed = "torch" if native_kernel() is None else source_hash()
+    kernel = native_kernel()
+    packed = "torch" if kernel is None else f"{source_hash()}{' bytes' if kernel.has_byte_products else ''}"
     return f"cpu {platform.machine()} {capability}, {torch.get_num_threads()} threads; packed weights {packed}"
 
 

@@ -9,6 +9,8 @@ from layermesh.shared.checkpoints.decoding import row_bytes
 from layermesh.shared.checkpoints.packing import Packing
 from layermesh.shared.checkpoints.tensors import StoredTensor
 from layermesh.shared.errors import CheckpointError, UnsupportedModelError
+from layermesh.shared.model.lean_layer import LeanLayer
+from layermesh.shared.model.packed_layer import PackedLayer, can_stand_in
 from layermesh.shared.model.recipes import Copy, Recipe, exact_recipes
 from layermesh.shared.quant.forms import QuantForm
 from layermesh.shared.quant.linear import PackedHead, QuantLinear
@@ -22,6 +24,10 @@ class Definition(Protocol):
     @property
     def model(self) -> Any:
         """The model, on the meta device."""
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """Its decoder layers."""
 
     @property
     def head(self) -> str | None:
@@ -40,10 +46,13 @@ def quantise_definition(definition: Definition, packing: Packing) -> None:
             f"{packing.tile} rows, and this one reads {packing_tile()}. Pack the original again on this machine: "
             "layermesh quantize."
         )
-    native_kernel()  # building it takes a second or two, which the first token should not
+    kernel = native_kernel()  # building it takes a second or two, which the first token should not
     for name, form in packing.modules.items():
         bounds = packing.head_bounds if name == definition.head else ()
         _replace(definition.model, name, form, packing.tile, bounds)
+    for index, layer in enumerate(definition.layers):
+        if kernel is not None and isinstance(layer, LeanLayer) and can_stand_in(layer):
+            definition.layers[index] = PackedLayer(layer, kernel).eval()
 
 
 def packed_recipes(tensors: dict[str, StoredTensor], model: Any, packing: Packing) -> list[Recipe]:

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from layermesh.shared.quant.forms import QuantForm
-from layermesh.shared.quant.multiplying import multiply
+from layermesh.shared.quant.around import NOTHING, Around
+from layermesh.shared.quant.forms import QuantForm, padded
+from layermesh.shared.quant.multiplying import MANY_ROWS, MANY_ROWS_FOR_BYTES, Way, choose_way, multiply
+from layermesh.shared.quant.native.kernel import DTYPES, Matrix, Product, native_kernel
 
 
 class QuantLinear(nn.Module):
@@ -32,6 +34,7 @@ class QuantLinear(nn.Module):
         self.register_buffer("packed", torch.empty(packed, dtype=torch.uint8, device="meta"))
         self.register_buffer("scales", torch.empty(scales, dtype=torch.bfloat16, device="meta"))
         self.bias = bias
+        self._products: dict[tuple[object, ...], Product | None] = {}  # of our kernel, by what else they depend on
 
     @property
     def bits(self) -> int:
@@ -43,13 +46,49 @@ class QuantLinear(nn.Module):
         """Weights that share a scale."""
         return self.form.group
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return `[..., out_features]` for `[..., in_features]`, in the same dtype."""
+    def forward(
+        self, inputs: torch.Tensor, around: Around = NOTHING, into: torch.Tensor | None = None, column: int = 0
+    ) -> torch.Tensor:
+        """Return `[..., out_features]` for `[..., in_features]`, in the same dtype, or `into` with them from `column` on.
+
+        What is to be done `around` the product is done on the way where our kernel computes it.
+        """
         buffers: Any = self._buffers  # faster to look into than modules
-        made = multiply(inputs, buffers["packed"], buffers["scales"], self.form, self.tile)
-        if made.shape[-1] != self.out_features:
-            made = made[..., : self.out_features]
-        return made if self.bias is None else made + self.bias
+        packed, scales = buffers["packed"], buffers["scales"]
+        if inputs.is_cpu and packed.is_cpu and inputs.is_contiguous():
+            num_rows = inputs.numel() // self.in_features
+            width = None if into is None else into.shape[-1]
+            key = num_rows < MANY_ROWS_FOR_BYTES, num_rows < MANY_ROWS, inputs.dtype, around.is_gated, around.epsilon, width
+            try:
+                product = self._products[key]
+            except KeyError:
+                product = self._products[key] = self._prepare(num_rows, inputs.dtype, around, width)
+            if product is not None:
+                made = inputs.new_empty(*inputs.shape[:-1], product.width) if into is None else into
+                product(packed, scales, inputs, num_rows, made, column, around, self.bias)
+                return made
+        made = multiply(around.prepare(inputs), packed, scales, self.form, self.tile)[..., : self.out_features]
+        made = around.finish(made if self.bias is None else made + self.bias)
+        if into is None:
+            return made
+        into[..., column : column + made.shape[-1]] = made
+        return into
+
+    def _prepare(self, num_rows: int, dtype: torch.dtype, around: Around, width: int | None) -> Product | None:
+        """Return how our kernel does it all; None where it cannot or should not."""
+        kernel, way = native_kernel(), choose_way(num_rows, self.form, self.in_features)
+        halves_fit = not around.is_gated or self.out_features % (2 * self.tile) == 0
+        others = (around.norm, around.residual, self.bias)
+        if kernel is None or way is Way.TORCH or dtype not in DTYPES or not halves_fit:
+            return None
+        if any(tensor is not None and tensor.dtype is not dtype for tensor in others):
+            return None
+        rows, columns = padded(self.out_features), self.in_features
+        used = self.out_features // 2 if around.is_gated else self.out_features
+        matrix = Matrix(
+            self.form, self.tile, rows, columns, dtype, used, gated=around.is_gated, width=width, epsilon=around.epsilon
+        )
+        return kernel.prepare(matrix, many=way is Way.MANY)
 
     def extra_repr(self) -> str:
         """Say what it is in one line."""

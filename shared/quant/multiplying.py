@@ -1,20 +1,22 @@
 """Products with packed matrices.
 
 A few rows go straight through a kernel that reads the packed weights once for every few of them: our own, or torch's where that
-cannot be had. Many rows are worth unpacking for: torch's kernel does it fastest, by multiplying small blocks of the matrix with
-the identity.
+cannot be had. Many rows are worth unpacking for: 4-bit weights to bytes in our kernel, where the processor multiplies those, and
+all others to bfloat16, which torch's kernel does fastest, by multiplying small blocks of the matrix with the identity.
 """
 
+from enum import Enum
 from typing import Final
 
 import torch
 
 from layermesh.shared.quant.forms import QuantForm, padded
-from layermesh.shared.quant.native.kernel import native_kernel
+from layermesh.shared.quant.native.kernel import DTYPES, native_kernel
 from layermesh.shared.quant.quants import unpack
 from layermesh.shared.quant.tiles import kernel_tile
 
-# From here on unpacking pays, tried on one core with AVX512-BF16.
+# From here on unpacking pays, tried with AVX512-BF16.
+MANY_ROWS_FOR_BYTES: Final = 32
 MANY_ROWS: Final = 160
 MANY_ROWS_FOR_TORCH: Final = 80
 UNPACKED_BYTES: Final = 4 << 20  # of weights that are unpacked at a time, twice
@@ -23,21 +25,42 @@ _PLAIN_BYTES: Final = 16 << 20  # the same in float32 where there is no kernel
 _CUDA_BYTES: Final = 256 << 20
 
 
+class Way(Enum):
+    """How a product is made."""
+
+    FEW = "our kernel, which reads packed weights for every few rows"
+    MANY = "our kernel, which unpacks to bytes"
+    TORCH = "torch's kernels"
+
+
+def choose_way(num_rows: int, form: QuantForm, columns: int) -> Way:
+    """Return how `num_rows` inputs on a CPU are best multiplied with a matrix of `columns`."""
+    native = native_kernel()
+    if native is None:
+        return Way.TORCH
+    in_bytes = native.suits_many(form, columns)
+    if num_rows < (MANY_ROWS_FOR_BYTES if in_bytes else MANY_ROWS):
+        return Way.FEW
+    return Way.MANY if in_bytes else Way.TORCH
+
+
 def multiply(inputs: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, form: QuantForm, tile: int) -> torch.Tensor:
     """Return `inputs` × the transposed matrix: `[..., columns]` to `[..., padded rows]`, in the dtype of `inputs`.
 
     packed: uint8 `form.packed_shape`, scales: bfloat16 `form.scales_shape`, both on the device of `inputs`. On a CPU
-    sums are float32, of inputs that our kernel rounds to 16 bits under a scale for each group, and torch's to bfloat16.
+    sums are float32, of inputs that our kernel rounds to 16 bits under a scale for each group (many rows to 8 bits), and
+    torch's to bfloat16.
     """
-    columns = inputs.shape[-1]
-    native = native_kernel() if inputs.is_cpu and packed.is_cpu else None  # it would not notice weights that are not there
-    is_few = inputs.numel() < columns * (MANY_ROWS_FOR_TORCH if native is None else MANY_ROWS)
-    if native is not None and is_few:
-        return native.multiply(inputs, packed, scales, form, tile)
-    rows = inputs.reshape(-1, columns)
-    if not inputs.is_cpu or tile != kernel_tile():
+    rows = inputs.reshape(-1, inputs.shape[-1])
+    is_native = inputs.is_cpu and packed.is_cpu  # it would not notice weights that are not there
+    way = choose_way(len(rows), form, rows.shape[1]) if is_native else Way.TORCH
+    kernel = native_kernel() if way is not Way.TORCH else None
+    if kernel is not None:
+        rows = (rows if rows.dtype in DTYPES else rows.float()).contiguous()
+        made = kernel.product(rows, packed, scales, form, tile, many=way is Way.MANY)
+    elif not inputs.is_cpu or tile != kernel_tile():
         made = _multiply_plainly(rows, packed, scales, form, tile)
-    elif is_few:
+    elif len(rows) < MANY_ROWS_FOR_TORCH:
         made = _multiply_few(rows.to(torch.bfloat16), packed, scales, form)
     else:
         made = _multiply_many(rows.to(torch.bfloat16), packed, scales, form, tile)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 SOURCES: Final = Path(__file__).parent
-_MAIN: Final = "int4.c"
+_PARTS: Final = ("few", "many", "heads")
 _FLAGS: Final = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=off", "-fwrapv", "-fPIC", "-fopenmp")
 _SECONDS: Final = 60
 _CPU_INFO: Final = Path("/proc/cpuinfo")
@@ -33,7 +33,7 @@ def built_library(folder: Path, compiler: Path) -> Path:
     Raises OSError where the folder cannot be written, or could be by others, subprocess.SubprocessError where the compiler
     fails.
     """
-    library = folder / f"int4-{_key(compiler)}.so"
+    library = folder / f"products-{_key(compiler)}.so"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _check_own(folder, stat.S_ISDIR)
     if not os.path.lexists(library):
@@ -56,9 +56,10 @@ def _build(compiler: Path, library: Path) -> None:
     It is linked without the compiler's OpenMP: the threads are to be those of torch.
     """
     with tempfile.TemporaryDirectory(dir=library.parent) as name:
-        made, linked = Path(name) / "int4.o", Path(name) / library.name
-        _run([compiler, *_FLAGS, "-c", SOURCES / _MAIN, "-o", made])
-        _run([compiler, "-shared", made, "-o", linked, "-lm"])
+        made, linked = [Path(name) / f"{part}.o" for part in _PARTS], Path(name) / library.name
+        for part, path in zip(_PARTS, made, strict=True):
+            _run([compiler, *_FLAGS, "-c", SOURCES / f"{part}.c", "-o", path])
+        _run([compiler, "-shared", *made, "-o", linked, "-lm"])
         linked.chmod(0o600)
         linked.replace(library)
 

@@ -1,4 +1,4 @@
-"""The kernel in C, for whoever multiplies with packed matrices."""
+"""The kernel in C, for whoever computes with packed matrices."""
 
 import ctypes
 import os
@@ -11,13 +11,17 @@ from typing import Any, Final
 import torch
 
 from layermesh.shared.library.home import home
+from layermesh.shared.quant.around import NOTHING, Around
 from layermesh.shared.quant.forms import QuantForm
 from layermesh.shared.quant.native.building import built_library, find_compiler
 from layermesh.shared.quant.native.checking import computes_correctly
 from layermesh.shared.quant.native.openmp import share_openmp
 
 SWITCH: Final = "LAYERMESH_NATIVE"  # 0 leaves it out
-_DTYPES: Final = (torch.float32, torch.bfloat16)
+DTYPES: Final = (torch.float32, torch.bfloat16)
+CHUNK: Final = 64  # columns under one scale where there are many rows, as in many.c
+HEAD_STEP: Final = 16  # heads are whole numbers of these
+WIDEST_HEAD: Final = 512
 
 
 @cache
@@ -32,7 +36,7 @@ def native_kernel() -> "NativeKernel | None":
         kernel = load_kernel(built_library(home() / "native", compiler))
     except (OSError, AttributeError, subprocess.SubprocessError):
         return None
-    return kernel if kernel is not None and computes_correctly(kernel.multiply) else None
+    return kernel if kernel is not None and computes_correctly(kernel) else None
 
 
 def load_kernel(library: Path) -> "NativeKernel | None":
@@ -40,45 +44,166 @@ def load_kernel(library: Path) -> "NativeKernel | None":
     return NativeKernel(ctypes.CDLL(str(library), mode=os.RTLD_NOW)) if share_openmp() else None
 
 
-class NativeKernel:
-    """Products on the CPU with packed matrices of every form and tile.
+class Matrix(ctypes.Structure):
+    """A packed matrix and what is made of its products, apart from all that has an address: as matrix.h says."""
 
-    Inputs are rounded to 16 bits under a scale for each group, sums of a group are exact and those of groups float32. The bits
-    of a row depend neither on the rows beside it nor on the number of threads.
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("rows", "columns", "group", "tile", "bits", "bfloat", "used", "gated", "width")),
+        ("epsilon", ctypes.c_double),
+    )
+
+    def __init__(
+        self,
+        form: QuantForm,
+        tile: int,
+        rows: int,
+        columns: int,
+        dtype: torch.dtype,
+        used: int,
+        *,
+        gated: bool = False,
+        width: int | None = None,
+        epsilon: float = 0.0,
+    ) -> None:
+        width = used if width is None else width
+        super().__init__(
+            rows, columns, form.group, tile, form.bits, dtype is torch.bfloat16, used, gated, width, epsilon
+        )
+        self.address = ctypes.addressof(self)
+
+
+class Heads(ctypes.Structure):
+    """How the queries, keys and values of a token lie side by side, and how they are turned and compared: as in heads.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("queries", "keys", "size", "turned", "width", "bfloat")),
+        ("epsilon", ctypes.c_double),
+        ("scale", ctypes.c_double),
+    )
+
+    def __init__(self, queries: int, keys: int, size: int, turned: int, dtype: torch.dtype, epsilon: float, scale: float) -> None:
+        width = (queries + 2 * keys) * size
+        super().__init__(queries, keys, size, turned, width, dtype is torch.bfloat16, epsilon, scale)
+        self.address = ctypes.addressof(self)
+
+
+class Product:
+    """A product with matrices of one shape; see `Around` for what else is done.
+
+    For few rows inputs are rounded to 16 bits under a scale for each group, sums of a group are exact and those of groups
+    float32. For many rows inputs and weights are rounded to 8 bits under a scale for each CHUNK of columns.
+    """
+
+    def __init__(self, function: Any, matrix: Matrix) -> None:
+        self._function = function
+        self._matrix = matrix
+        self._itemsize = 2 if matrix.bfloat else 4
+        self.width = matrix.width
+
+    def __call__(
+        self,
+        packed: torch.Tensor,
+        scales: torch.Tensor,
+        inputs: torch.Tensor,
+        num_rows: int,
+        outputs: torch.Tensor,
+        column: int = 0,
+        around: Around = NOTHING,
+        bias: torch.Tensor | None = None,
+    ) -> None:
+        """Set `outputs`, `[..., width]`, from `column` on to `inputs`, `[..., columns]`, × the transposed matrix."""
+        norm, _, _, residual = around
+        if self._function(
+            self._matrix.address,
+            packed.data_ptr(),
+            scales.data_ptr(),
+            inputs.data_ptr(),
+            None if norm is None else norm.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            None if residual is None else residual.data_ptr(),
+            outputs.data_ptr() + column * self._itemsize,
+            num_rows,
+        ):
+            raise MemoryError(f"no memory for {num_rows} × {self._matrix.columns} inputs")
+
+
+class NativeKernel:
+    """Products on the CPU with packed matrices of every form and tile, and what a layer does between them.
+
+    Tensors are float32 or bfloat16, all of one kind, and lie as they should: nothing is checked here. The bits of a row depend
+    neither on the rows beside it nor on the number of threads.
     """
 
     def __init__(self, library: Any) -> None:
-        self._multiply = library.layermesh_multiply
-        self._multiply.argtypes = (*[ctypes.c_void_p] * 5, ctypes.c_int64)
-        self._multiply.restype = ctypes.c_int
-        self._matrices: dict[tuple[object, ...], _Matrix] = {}
+        self._multiply_few = _declared(library.layermesh_multiply_few, 8, 1)
+        self._multiply_many = _declared(library.layermesh_multiply_many, 8, 1)
+        self._turn = _declared(library.layermesh_turn, 6, 1)
+        self._attend = _declared(library.layermesh_attend, 5, 5)
+        self.has_byte_products = bool(library.layermesh_has_byte_products())
 
-    def multiply(
-        self, inputs: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, form: QuantForm, tile: int
+    def suits_many(self, form: QuantForm, columns: int) -> bool:
+        """Whether there is a fast way for many rows of inputs with matrices of this form."""
+        return self.has_byte_products and form.bits == 4 and columns % CHUNK == 0
+
+    def prepare(self, matrix: Matrix, *, many: bool) -> "Product":
+        """Return the product with matrices of that shape, for few rows of inputs or, where that suits, for `many`."""
+        return Product(self._multiply_many if many else self._multiply_few, matrix)
+
+    def product(
+        self, inputs: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, form: QuantForm, tile: int, *, many: bool = False
     ) -> torch.Tensor:
-        """Return `inputs` × the transposed matrix: `[..., columns]` to `[..., padded rows]`, in the dtype of `inputs`."""
-        dtype = inputs.dtype
-        if dtype not in _DTYPES:
-            return self.multiply(inputs.float(), packed, scales, form, tile).to(dtype)
-        inputs = inputs.contiguous()
-        *outer, columns = inputs.shape
-        rows = packed.shape[0]
-        key = rows, columns, form.group, tile, form.bits, dtype
-        matrix = self._matrices.get(key)
-        if matrix is None:
-            matrix = self._matrices[key] = _Matrix(rows, columns, form.group, tile, form.bits, dtype is torch.bfloat16)
-        made = inputs.new_empty(*outer, rows)
-        num_rows = inputs.numel() // columns
-        if self._multiply(matrix.address, packed.data_ptr(), scales.data_ptr(), inputs.data_ptr(), made.data_ptr(), num_rows):
-            raise MemoryError(f"no memory for {num_rows} × {columns} inputs")
+        """Return the product alone: `[rows, columns]` to `[rows, padded rows of the matrix]`."""
+        made = inputs.new_empty(len(inputs), len(packed))
+        matrix = Matrix(form, tile, len(packed), inputs.shape[1], inputs.dtype, len(packed))
+        self.prepare(matrix, many=many)(packed, scales, inputs, len(inputs), made)
         return made
 
+    def turn(
+        self,
+        heads: Heads,
+        states: torch.Tensor,
+        phases: tuple[torch.Tensor, torch.Tensor],
+        query_norm: torch.Tensor | None,
+        key_norm: torch.Tensor | None,
+    ) -> None:
+        """Turn the queries and keys in `states`, `[..., width]`, in place, by a cosine and a sine, each `[..., turned]`.
 
-class _Matrix(ctypes.Structure):
-    """The numbers that int4.c calls a Matrix."""
+        Before that each head is normalised where there are weights for it.
+        """
+        self._turn(
+            heads.address,
+            states.data_ptr(),
+            phases[0].data_ptr(),
+            phases[1].data_ptr(),
+            query_norm.data_ptr() if query_norm is not None else None,
+            key_norm.data_ptr() if key_norm is not None else None,
+            states.numel() // heads.width,
+        )
 
-    _fields_ = tuple((name, ctypes.c_int64) for name in ("rows", "columns", "group", "tile", "bits", "bfloat"))
+    def attend(
+        self, heads: Heads, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, results: torch.Tensor
+    ) -> None:
+        """Set `results` to what the `queries` of one token, heads side by side, find among all `keys` and `values`.
 
-    def __init__(self, *values: Any) -> None:
-        super().__init__(*values)
-        self.address = ctypes.addressof(self)
+        These are `[1, heads of keys, tokens, size]`, their last dimension dense.
+        """
+        key_steps, value_steps, num = keys.stride(), values.stride(), keys.shape[2]
+        if self._attend(
+            heads.address,
+            queries.data_ptr(),
+            keys.data_ptr(),
+            values.data_ptr(),
+            results.data_ptr(),
+            key_steps[1],
+            key_steps[2],
+            value_steps[1],
+            value_steps[2],
+            num,
+        ):
+            raise MemoryError(f"no memory for {num} scores of each query")
+
+
+def _declared(function: Any, num_pointers: int, num_integers: int) -> Any:
+    function.argtypes = (*[ctypes.c_void_p] * num_pointers, *[ctypes.c_int64] * num_integers)
+    function.restype = ctypes.c_int
+    return function

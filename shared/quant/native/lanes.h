@@ -1,14 +1,24 @@
-/* What int4.c asks of a processor: registers of LANES numbers, side by side those of as many rows of the matrix.
+/* What few.c and many.c ask of a processor: registers of LANES numbers, side by side those of as many rows of the matrix.
  *
- * Bytes holds 4 bytes for each lane, of 4 columns. VECTORS registers hold a unit of 16 rows.
+ * Bytes holds 4 bytes for each lane, of 4 columns. VECTORS registers hold a unit of 16 rows. `larger_size` compares with the
+ * size of its second number; `sum_lanes` adds VECTORS registers of numbers, halves to halves; `scaled_bytes` rounds bytes × times + plus, between 0 and 255, to bytes again.
  */
 #ifdef __SSE2__
 #include <immintrin.h>
 #endif
 
+#ifdef __AVX2__
+/* Half of what is left to the other half, until one is left. */
+INLINE float sum_eight(__m256 eight) {
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+#endif
+
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 
-enum { LANES = 16, VECTORS = 1, ROWS = 4, AT_ONCE = 2 };
+enum { LANES = 16, VECTORS = 1, ROWS = 4, AT_ONCE = 2, TOKENS = 12, HAS_BYTE_PRODUCTS = 1 };
 typedef __m512i Bytes;
 typedef __m512i Ints;
 typedef __m512 Floats;
@@ -46,11 +56,33 @@ INLINE Floats to_floats(Ints whole) { return _mm512_cvtepi32_ps(whole); }
 INLINE Floats all_floats(float value) { return _mm512_set1_ps(value); }
 INLINE Floats multiply(Floats one, Floats other) { return _mm512_mul_ps(one, other); }
 INLINE Floats multiply_add(Floats one, Floats other, Floats sum) { return _mm512_fmadd_ps(one, other, sum); }
+INLINE Floats add(Floats one, Floats other) { return _mm512_add_ps(one, other); }
+INLINE Floats divide(Floats one, Floats other) { return _mm512_div_ps(one, other); }
+INLINE Floats larger_size(Floats one, Floats other) { return _mm512_max_ps(one, _mm512_abs_ps(other)); }
+INLINE Floats load_floats(const float *from) { return _mm512_loadu_ps(from); }
 INLINE void store_floats(float *to, Floats values) { _mm512_storeu_ps(to, values); }
+INLINE float sum_lanes(const Floats *parts) {
+    __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(*parts), _mm512_extractf32x8_ps(*parts, 1));
+    return sum_eight(eight);
+}
+INLINE Bytes scaled_bytes(Bytes bytes, Floats times, Floats plus) {
+    Bytes scaled = _mm512_setzero_si512();
+    UNROLLED for (int k = 0; k < 4; k++) {
+        Ints column = _mm512_and_si512(_mm512_srli_epi32(bytes, 8 * k), _mm512_set1_epi32(255));
+        Ints whole = _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_cvtepi32_ps(column), times, plus));
+        scaled = _mm512_or_si512(scaled, _mm512_slli_epi32(whole, 8 * k));
+    }
+    return scaled;
+}
 
 #elif defined(__AVX2__) && defined(__FMA__)
 
-enum { LANES = 8, VECTORS = 2, ROWS = 2, AT_ONCE = 1 };
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__) || defined(__AVXVNNI__)
+enum { HAS_BYTE_PRODUCTS = 1 };
+#else
+enum { HAS_BYTE_PRODUCTS = 0 };
+#endif
+enum { LANES = 8, VECTORS = 2, ROWS = 2, AT_ONCE = 1, TOKENS = 3 };
 typedef __m256i Bytes;
 typedef __m256i Ints;
 typedef __m256 Floats;
@@ -99,11 +131,27 @@ INLINE Floats to_floats(Ints whole) { return _mm256_cvtepi32_ps(whole); }
 INLINE Floats all_floats(float value) { return _mm256_set1_ps(value); }
 INLINE Floats multiply(Floats one, Floats other) { return _mm256_mul_ps(one, other); }
 INLINE Floats multiply_add(Floats one, Floats other, Floats sum) { return _mm256_fmadd_ps(one, other, sum); }
+INLINE Floats add(Floats one, Floats other) { return _mm256_add_ps(one, other); }
+INLINE Floats divide(Floats one, Floats other) { return _mm256_div_ps(one, other); }
+INLINE Floats larger_size(Floats one, Floats other) {
+    return _mm256_max_ps(one, _mm256_andnot_ps(_mm256_set1_ps(-0.0f), other));
+}
+INLINE Floats load_floats(const float *from) { return _mm256_loadu_ps(from); }
 INLINE void store_floats(float *to, Floats values) { _mm256_storeu_ps(to, values); }
+INLINE float sum_lanes(const Floats *parts) { return sum_eight(_mm256_add_ps(parts[0], parts[1])); }
+INLINE Bytes scaled_bytes(Bytes bytes, Floats times, Floats plus) {
+    Bytes scaled = _mm256_setzero_si256();
+    UNROLLED for (int k = 0; k < 4; k++) {
+        Ints column = _mm256_and_si256(_mm256_srli_epi32(bytes, 8 * k), _mm256_set1_epi32(255));
+        Ints whole = _mm256_cvtps_epi32(_mm256_fmadd_ps(_mm256_cvtepi32_ps(column), times, plus));
+        scaled = _mm256_or_si256(scaled, _mm256_slli_epi32(whole, 8 * k));
+    }
+    return scaled;
+}
 
 #else /* any processor; the compiler makes of it what it can */
 
-enum { LANES = 16, VECTORS = 1, ROWS = 1, AT_ONCE = 1 };
+enum { LANES = 16, VECTORS = 1, ROWS = 1, AT_ONCE = 1, TOKENS = 1, HAS_BYTE_PRODUCTS = 0 };
 #define LOOP for (int i = 0; i < LANES; i++)
 typedef struct { uint8_t at[4][LANES]; } Bytes;
 typedef struct { int32_t at[LANES]; } Ints;
@@ -171,6 +219,33 @@ INLINE Floats multiply_add(Floats one, Floats other, Floats sum) {
     LOOP sum.at[i] = fmaf(one.at[i], other.at[i], sum.at[i]);
     return sum;
 }
+INLINE Floats add(Floats one, Floats other) {
+    LOOP one.at[i] += other.at[i];
+    return one;
+}
+INLINE Floats divide(Floats one, Floats other) {
+    LOOP one.at[i] /= other.at[i];
+    return one;
+}
+INLINE Floats larger_size(Floats one, Floats other) {
+    LOOP one.at[i] = one.at[i] > fabsf(other.at[i]) ? one.at[i] : fabsf(other.at[i]);
+    return one;
+}
+INLINE Floats load_floats(const float *from) {
+    Floats loaded;
+    memcpy(&loaded, from, sizeof loaded);
+    return loaded;
+}
 INLINE void store_floats(float *to, Floats values) { memcpy(to, &values, sizeof values); }
+INLINE float sum_lanes(const Floats *parts) {
+    Floats sums = *parts;
+    for (int width = LANES / 2; width; width /= 2)
+        for (int i = 0; i < width; i++) sums.at[i] += sums.at[i + width];
+    return sums.at[0];
+}
+INLINE Bytes scaled_bytes(Bytes bytes, Floats times, Floats plus) {
+    for (int k = 0; k < 4; k++) LOOP bytes.at[k][i] = (uint8_t)rintf(fmaf((float)bytes.at[k][i], times.at[i], plus.at[i]));
+    return bytes;
+}
 
 #endif

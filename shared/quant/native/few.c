@@ -1,34 +1,17 @@
-/* Products of a few rows with a matrix of 4-bit digits, in the tiles of shared/quant/tiles.py.
+/* Products of a few rows of inputs with a matrix of 4-bit digits, in the tiles of shared/quant/tiles.py.
  *
  * Each group of inputs becomes whole numbers of 16 bits under one scale, 256 × high + low, and is multiplied with the weights
  * as they are, 4 columns at a time, with the matrix's rows side by side in a register. Sums of a group are exact; scales and
  * zeros come to them in float32. Every result is computed by one thread in one order, with the same operations whatever the
  * processor, so that it depends neither on the number of threads nor on how many rows of inputs there are.
  */
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "matrix.h"
 
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLLED _Pragma("GCC unroll 8")
 #define LARGEST 32639.0f    /* 127 × 256 + 127 */
-#define LEAST 1e-30f        /* groups of inputs below that are zeros */
 #define PARALLEL_FROM 65536 /* weights, times rows of inputs; less is not worth a second thread */
 #define DIGITS_AHEAD 8192   /* bytes that are asked for before they are needed; the processor alone looks less far */
 #define GROUPS_AHEAD 4
 #define PIECE 65536         /* weights that a thread takes at a time */
-
-enum { UNIT = 16 }; /* bytes of a column: 16 rows in their low digits, and 16 half a tile further down in the high ones */
-
-#include "lanes.h"
-
-enum { EACH = 2 * VECTORS };
-
-typedef struct {
-    int64_t rows, columns, group, tile, bits;
-    int64_t bfloat; /* whether inputs and results are bfloat16, else float32 */
-} Matrix;
 
 typedef struct {
     int8_t *high, *low; /* [columns] */
@@ -36,71 +19,14 @@ typedef struct {
     int32_t *sum;       /* [groups], of the whole numbers */
 } Row;
 
-INLINE float from_bfloat(uint16_t half) {
-    uint32_t bits = (uint32_t)half << 16;
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
-}
-
-INLINE uint16_t to_bfloat(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    uint16_t rounded = (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-    return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded;
-}
-
-/* Turn `count` inputs into whole numbers; the scale is not a number where one of them is infinite or none. */
-static void round_group(const float *inputs, int64_t count, int8_t *high, int8_t *low, float *scale, int32_t *sum) {
-    int32_t most = 0, total = 0;
-    for (int64_t i = 0; i < count; i++) {
-        int32_t bits;
-        memcpy(&bits, inputs + i, 4);
-        bits &= 0x7fffffff;
-        most = bits > most ? bits : most;
-    }
-    float largest;
-    memcpy(&largest, &most, 4);
-    if (most >= 0x7f800000 || largest < LEAST) {
-        memset(high, 0, (size_t)count);
-        memset(low, 0, (size_t)count);
-        *scale = most >= 0x7f800000 ? NAN : 0.0f;
-        *sum = 0;
-        return;
-    }
-    float inverse = LARGEST / largest;
-    for (int64_t i = 0; i < count; i++) {
-        float shifted = inputs[i] * inverse + 12582912.0f; /* 1.5 × 2^23: the last bits are the whole number */
-        int32_t bits;
-        memcpy(&bits, &shifted, 4);
-        int32_t whole = bits - 0x4b400000;
-        low[i] = (int8_t)whole;
-        high[i] = (int8_t)((whole - (int8_t)whole) >> 8);
-        total += whole;
-    }
-    *scale = largest / LARGEST;
-    *sum = total;
-}
-
-static void round_row(const Matrix *matrix, const void *inputs, int64_t number, Row row) {
-    float group[256];
-    for (int64_t g = 0, k = 0; k < matrix->columns; g++, k += matrix->group) {
-        int64_t at = number * matrix->columns + k;
-        const float *from = (const float *)inputs + at;
-        if (matrix->bfloat) {
-            for (int64_t i = 0; i < matrix->group; i++) group[i] = from_bfloat(((const uint16_t *)inputs)[at + i]);
-            from = group;
-        }
-        round_group(from, matrix->group, row.high + k, row.low + k, row.scale + g, row.sum + g);
-    }
+static void round_row(const Matrix *matrix, const float *inputs, Row row) {
+    for (int64_t g = 0, k = 0; k < matrix->columns; g++, k += matrix->group)
+        round_inputs(inputs + k, matrix->group, LARGEST, row.high + k, row.low + k, row.scale + g, row.sum + g);
 }
 
 INLINE void prefetch(const void *start, int num_bytes) {
     UNROLLED for (int line = 0; line < num_bytes; line += 64) __builtin_prefetch((const char *)start + line);
 }
-
-/* The first row in register `v` of a unit, counted from that of the tile. */
-INLINE int row_of(int unit, int v, int half) { return unit * UNIT + v % VECTORS * LANES + v / VECTORS * half; }
 
 /* Multiply `num` rows of inputs with `units` of a tile, from unit `first` on; `results` are [num][tile].
  *
@@ -179,58 +105,65 @@ static void multiply_tile(
     CASE(32, 4) CASE(32, 8) CASE(16, 4) CASE(16, 8)
 }
 
-static void store(const Matrix *matrix, const float *results, void *outputs, int64_t at) {
-    if (matrix->bfloat)
-        for (int64_t i = 0; i < matrix->tile; i++) ((uint16_t *)outputs)[at + i] = to_bfloat(results[i]);
-    else
-        memcpy((float *)outputs + at, results, (size_t)matrix->tile * sizeof(float));
-}
-
 static void multiply_tiles(
-    const Matrix *matrix, const uint8_t *packed, const uint16_t *scales, const Row *inputs, int64_t num, void *outputs,
-    int64_t start, int64_t end
+    const Matrix *matrix, Around around, const uint8_t *packed, const uint16_t *scales, const Row *inputs, int64_t num,
+    void *outputs, int64_t start, int64_t end
 ) {
-    float results[ROWS * 64];
-    for (int64_t t = start; t < end; t++) {
-        const uint8_t *tile = packed + t * matrix->tile / 2 * matrix->columns * (matrix->bits / 4);
-        int64_t row = t * matrix->tile;
+    float results[2][ROWS * 64];
+    int64_t second = matrix->used / matrix->tile; /* tiles further on, where the other half of the rows begins */
+    for (int64_t t = start; t < end; t++)
         for (int64_t r = 0, step; r < num; r += step) {
             step = num - r < ROWS ? 1 : ROWS;
-            multiply_tile(matrix, tile, scales + 2 * row, inputs + r, results, (int)step);
+            for (int64_t half = 0; half <= matrix->gated; half++) {
+                int64_t row = (t + half * second) * matrix->tile;
+                const uint8_t *tile = packed + row / 2 * matrix->columns * (matrix->bits / 4);
+                multiply_tile(matrix, tile, scales + 2 * row, inputs + r, results[half], (int)step);
+            }
             for (int64_t i = 0; i < step; i++)
-                store(matrix, results + i * matrix->tile, outputs, (r + i) * matrix->rows + row);
+                for (int64_t j = 0; j < matrix->tile; j += UNIT) {
+                    int64_t at = i * matrix->tile + j;
+                    const float *ups = matrix->gated ? results[1] + at : NULL;
+                    finish(matrix, around, results[0] + at, ups, outputs, r + i, t * matrix->tile + j);
+                }
         }
-    }
 }
 
-static void round_rows(const Matrix *matrix, const void *inputs, int64_t num, Row *rows, char *room) {
+static void round_rows(const Matrix *matrix, Around around, const void *inputs, int64_t num, Row *rows, char *room) {
     int64_t groups = matrix->columns / matrix->group;
+    float *floats = (float *)room;
+    room += (size_t)num * matrix->columns * sizeof(float);
     for (int64_t r = 0; r < num; r++) {
         rows[r] = (Row){(int8_t *)room, (int8_t *)room + matrix->columns, (float *)(room + 2 * matrix->columns),
                         (int32_t *)(room + 2 * matrix->columns) + groups};
         room += 2 * matrix->columns + 8 * groups;
     }
 #pragma omp parallel for if (num >= 2 * ROWS)
-    for (int64_t r = 0; r < num; r++) round_row(matrix, inputs, r, rows[r]);
+    for (int64_t r = 0; r < num; r++) {
+        read_inputs(matrix, around, inputs, r, floats + r * matrix->columns);
+        round_row(matrix, floats + r * matrix->columns, rows[r]);
+    }
 }
 
-/* Set `outputs`, [num][rows], to `inputs`, [num][columns], times the transposed matrix. Returns 0, or 1 without memory. */
-int layermesh_multiply(
-    const Matrix *matrix, const uint8_t *packed, const uint16_t *scales, const void *inputs, void *outputs, int64_t num
+/* Set `outputs` to what `around` makes of `inputs`, [num][columns], times the transposed matrix: [num][used], `width` apart.
+ * Returns 0, or 1 without memory. */
+int layermesh_multiply_few(
+    const Matrix *matrix, const uint8_t *packed, const uint16_t *scales, const void *inputs, const void *norm,
+    const void *bias, const void *residual, void *outputs, int64_t num
 ) {
     int64_t groups = matrix->columns / matrix->group;
-    Row *rows = malloc((size_t)num * (sizeof(Row) + (size_t)(2 * matrix->columns + 8 * groups)));
+    Around around = {norm, bias, residual};
+    Row *rows = malloc((size_t)num * (sizeof(Row) + (size_t)(6 * matrix->columns + 8 * groups)));
     if (!rows) return 1;
-    round_rows(matrix, inputs, num, rows, (char *)(rows + num));
-    int64_t tiles = matrix->rows / matrix->tile, each = PIECE / (matrix->tile * matrix->columns) + 1;
-    int64_t pieces = (tiles + each - 1) / each;
-    if (tiles * matrix->tile * matrix->columns * num < PARALLEL_FROM) {
-        multiply_tiles(matrix, packed, scales, rows, num, outputs, 0, tiles);
+    round_rows(matrix, around, inputs, num, rows, (char *)(rows + num));
+    int64_t tiles = (matrix->used + matrix->tile - 1) / matrix->tile, factors = matrix->tile * matrix->columns;
+    int64_t each = PIECE / factors + 1, pieces = (tiles + each - 1) / each;
+    if (tiles * factors * num < PARALLEL_FROM) {
+        multiply_tiles(matrix, around, packed, scales, rows, num, outputs, 0, tiles);
     } else {
 #pragma omp parallel for schedule(dynamic)
         for (int64_t p = 0; p < pieces; p++) {
             int64_t end = (p + 1) * each;
-            multiply_tiles(matrix, packed, scales, rows, num, outputs, p * each, end < tiles ? end : tiles);
+            multiply_tiles(matrix, around, packed, scales, rows, num, outputs, p * each, end < tiles ? end : tiles);
         }
     }
     free(rows);

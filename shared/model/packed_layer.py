@@ -1,0 +1,85 @@
+"""A lean layer whose matrices are all packed: on a CPU a handful of calls of our kernel, each with all that surrounds a product."""
+
+from typing import Any
+
+import torch
+from transformers.activations import SiLUActivation
+
+from layermesh.shared.model.lean_layer import LeanLayer
+from layermesh.shared.quant.around import Around
+from layermesh.shared.quant.linear import QuantLinear
+from layermesh.shared.quant.native.kernel import DTYPES, HEAD_STEP, WIDEST_HEAD, Heads, NativeKernel
+
+Phases = tuple[torch.Tensor, torch.Tensor]
+
+
+class PackedLayer(LeanLayer):
+    """Stands in for a lean layer, with its modules; `can_stand_in` says for which."""
+
+    def __init__(self, lean: LeanLayer, kernel: NativeKernel) -> None:
+        torch.nn.Module.__init__(self)
+        self.__dict__.update(lean.__dict__)
+        self._kernel = kernel
+        self._heads_as: dict[tuple[int, torch.dtype], Heads] = {}  # by the width that phases turn
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,  # [1, tokens, hidden]
+        attention_mask: torch.Tensor | None = None,
+        position_embeddings: Phases | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Return the hidden states behind the layer, `[1, tokens, hidden]`."""
+        assert position_embeddings is not None
+        phases = position_embeddings[0].contiguous(), position_embeddings[1].contiguous()
+        if not hidden_states.is_cpu or hidden_states.dtype not in DTYPES or phases[0].dtype is not hidden_states.dtype:
+            return super().forward(hidden_states, attention_mask, position_embeddings, past_key_values, **kwargs)
+        hidden = hidden_states.contiguous()
+        heads = self._describe(phases[0].shape[-1], hidden.dtype)
+        query, key, value = self._project(hidden, heads, phases)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        if query.shape[2] == 1 and attention_mask is None:
+            found = hidden.new_empty(1, 1, heads.queries * heads.size)
+            self._kernel.attend(heads, query, key, value, found)
+        else:
+            found = self._attend(query, key, value, attention_mask, kwargs).contiguous()
+        hidden = self.o_proj.forward(found, Around(residual=hidden))
+        around = Around(self.post_attention_layernorm.weight, self.shape.epsilon, is_gated=True)
+        (gate_up,) = self.gate_up._modules.values()
+        made: torch.Tensor = self.down_proj.forward(gate_up.forward(hidden, around), Around(residual=hidden))
+        return made
+
+    def _project(self, hidden: torch.Tensor, heads: Heads, phases: Phases) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return queries, keys and values, each `[1, heads, tokens, head_dim]`, the first two turned to their positions."""
+        around, column = Around(self.input_layernorm.weight, self.shape.epsilon), 0
+        states = hidden.new_empty(*hidden.shape[:-1], heads.width)
+        for member in self.qkv._modules.values():
+            member.forward(hidden, around, states, column)
+            column += member.out_features
+        norms = [None if norm is None else norm.weight for norm in (self.q_norm, self.k_norm)]
+        self._kernel.turn(heads, states, phases, *norms)
+        by_head = states.view(1, states.shape[1], -1, heads.size).transpose(1, 2)
+        query, key, value = by_head.split_with_sizes((heads.queries, heads.keys, heads.keys), dim=1)
+        return query, key, value
+
+    def _describe(self, turned: int, dtype: torch.dtype) -> Heads:
+        heads = self._heads_as.get((turned, dtype))
+        if heads is None:
+            shape = self.shape
+            sizes = shape.num_heads, shape.num_key_heads, shape.head_dim
+            heads = self._heads_as[turned, dtype] = Heads(*sizes, turned, dtype, shape.epsilon, shape.scaling)
+        return heads
+
+
+def can_stand_in(lean: LeanLayer) -> bool:
+    """Whether a PackedLayer can do what `lean` does."""
+    members = [*lean.qkv.children(), *lean.gate_up.children(), lean.o_proj, lean.down_proj]
+    head_fits = lean.shape.head_dim % HEAD_STEP == 0 and lean.shape.head_dim <= WIDEST_HEAD
+    is_gated = len(list(lean.gate_up.children())) == 1 and _is_silu(lean.activation)
+    return head_fits and is_gated and all(isinstance(member, QuantLinear) for member in members)
+
+
+def _is_silu(activation: Any) -> bool:
+    return type(activation) in (torch.nn.SiLU, SiLUActivation)

@@ -1,0 +1,98 @@
+/* What products with few rows of inputs and with many have in common: inputs on their way in, results on their way out. */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLLED _Pragma("GCC unroll 16")
+#define LEAST 1e-30f /* groups of numbers below that are zeros */
+
+enum { UNIT = 16 }; /* bytes of a column: 16 rows in their low digits, and 16 half a tile further down in the high ones */
+
+#include "lanes.h"
+
+enum { EACH = 2 * VECTORS };
+
+typedef struct {
+    int64_t rows, columns, group, tile, bits;
+    int64_t bfloat; /* whether inputs and results are bfloat16, else float32 */
+    int64_t used;   /* rows that are not padding; where `gated`, half of them */
+    int64_t gated;  /* whether results are silu(those of the first half of the rows) × those of the second */
+    int64_t width;  /* from one row of results to the next */
+    double epsilon;
+} Matrix;
+
+/* What is done to inputs before and to results after the product; each may be NULL. */
+typedef struct {
+    const void *norm;     /* [columns], weights by which inputs are normalised */
+    const void *bias;     /* [all used rows] */
+    const void *residual; /* as the results, to which they are added */
+} Around;
+
+/* The first row in register `v` of a unit, counted from that of the tile. */
+INLINE int row_of(int unit, int v, int half) { return unit * UNIT + v % VECTORS * LANES + v / VECTORS * half; }
+
+#include "numbers.h"
+
+/* Write one row of inputs to `into` as floats, normalised if that is to be. */
+INLINE void read_inputs(const Matrix *matrix, Around around, const void *inputs, int64_t row, float *into) {
+    read_floats(matrix->bfloat, inputs, row * matrix->columns, matrix->columns, into);
+    if (around.norm) normalise(matrix->bfloat, around.norm, matrix->columns, (float)matrix->epsilon, into);
+}
+
+/* Turn `count` inputs into whole numbers of at most `limit`, 256 × high + low; without `high` they are all in `low`.
+ *
+ * The scale is not a number where one of them is infinite or none. */
+INLINE void round_inputs(
+    const float *inputs, int64_t count, float limit, int8_t *high, int8_t *low, float *scale, int32_t *sum
+) {
+    int32_t most = 0, total = 0;
+    for (int64_t i = 0; i < count; i++) {
+        int32_t bits = bits_of(inputs[i]) & 0x7fffffff;
+        most = bits > most ? bits : most;
+    }
+    float largest = of_bits(most);
+    if (most >= 0x7f800000 || largest < LEAST) {
+        if (high) memset(high, 0, (size_t)count);
+        memset(low, 0, (size_t)count);
+        *scale = most >= 0x7f800000 ? NAN : 0.0f;
+        *sum = 0;
+        return;
+    }
+    float inverse = limit / largest;
+    for (int64_t i = 0; i < count; i++) {
+        int32_t whole = whole_of(inputs[i] * inverse + ROUNDER);
+        low[i] = (int8_t)whole;
+        if (high) high[i] = (int8_t)((whole - (int8_t)whole) >> 8);
+        total += whole;
+    }
+    *scale = largest / limit;
+    *sum = total;
+}
+
+INLINE void finish_some(
+    const Matrix *matrix, Around around, const float *results, const float *ups, void *outputs, int64_t token, int64_t row,
+    int64_t count
+) {
+    float made[UNIT], gated[UNIT];
+    int64_t at = token * matrix->width + row;
+    for (int64_t i = 0; i < count; i++) made[i] = results[i];
+    if (around.bias) add_floats(matrix->bfloat, around.bias, row, count, made);
+    if (ups) {
+        for (int64_t i = 0; i < count; i++) gated[i] = ups[i];
+        if (around.bias) add_floats(matrix->bfloat, around.bias, matrix->used + row, count, gated);
+        for (int64_t i = 0; i < count; i++) made[i] = silu(made[i]) * gated[i];
+    }
+    if (around.residual) add_floats(matrix->bfloat, around.residual, at, count, made);
+    write_floats(matrix->bfloat, made, count, outputs, at);
+}
+
+/* Write UNIT results of a row of inputs to `outputs`, from those of row `row` of the matrix on; with `ups` the results are
+ * gated by them. */
+INLINE void finish(
+    const Matrix *matrix, Around around, const float *results, const float *ups, void *outputs, int64_t token, int64_t row
+) {
+    if (row + UNIT <= matrix->used) finish_some(matrix, around, results, ups, outputs, token, row, UNIT);
+    else if (row < matrix->used) finish_some(matrix, around, results, ups, outputs, token, row, matrix->used - row);
+}
