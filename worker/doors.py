@@ -190,9 +190,8 @@ class Doors:
     def _project_packed(self, hidden: torch.Tensor, projection: PackedHead) -> torch.Tensor:
         logits = hidden.new_empty(*hidden.shape[:-1], projection.bounds[-1])
         for number, piece in enumerate(self._head):
-            assert piece.rows is not None
             _current().pause(piece)
-            logits[..., piece.rows[0] : piece.rows[1]] = projection.project(number, hidden)
+            projection.project(number, hidden, logits)
         return logits
 
 

@@ -26,8 +26,7 @@ class Definition(Protocol):
         """The model, on the meta device."""
 
     @property
-    def layers(self) -> nn.ModuleList:
-        """Its decoder layers."""
+    def layers(self) -> nn.ModuleList: ...
 
     @property
     def head(self) -> str | None:

@@ -1,4 +1,4 @@
-"""A lean layer whose matrices are all packed: on a CPU a handful of calls of our kernel, each with all that surrounds a product."""
+"""A lean layer whose matrices are all packed: on a CPU a few calls of our kernel, each with what surrounds a product."""
 
 from typing import Any
 
@@ -20,6 +20,12 @@ class PackedLayer(LeanLayer):
         torch.nn.Module.__init__(self)
         self.__dict__.update(lean.__dict__)
         self._kernel = kernel
+        self._qkv: tuple[Any, ...] = tuple(lean.qkv.children())
+        self._others: tuple[Any, ...] = *lean.gate_up.children(), lean.o_proj, lean.down_proj
+        self._norms = tuple(
+            None if norm is None else norm._parameters
+            for norm in (lean.input_layernorm, lean.post_attention_layernorm, lean.q_norm, lean.k_norm)
+        )  # where weights are hung; a module takes longer to look into
         self._heads_as: dict[tuple[int, torch.dtype], Heads] = {}  # by the width that phases turn
 
     def forward(
@@ -45,24 +51,27 @@ class PackedLayer(LeanLayer):
             self._kernel.attend(heads, query, key, value, found)
         else:
             found = self._attend(query, key, value, attention_mask, kwargs).contiguous()
-        hidden = self.o_proj.forward(found, Around(residual=hidden))
-        around = Around(self.post_attention_layernorm.weight, self.shape.epsilon, is_gated=True)
-        (gate_up,) = self.gate_up._modules.values()
-        made: torch.Tensor = self.down_proj.forward(gate_up.forward(hidden, around), Around(residual=hidden))
+        gate_up, o_proj, down_proj = self._others
+        hidden = o_proj.forward(found, Around(residual=hidden))
+        gated = gate_up.forward(hidden, Around(self._weight(1), self.shape.epsilon, is_gated=True))
+        made: torch.Tensor = down_proj.forward(gated, Around(residual=hidden))
         return made
 
     def _project(self, hidden: torch.Tensor, heads: Heads, phases: Phases) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return queries, keys and values, each `[1, heads, tokens, head_dim]`, the first two turned to their positions."""
-        around, column = Around(self.input_layernorm.weight, self.shape.epsilon), 0
+        around, column = Around(self._weight(0), self.shape.epsilon), 0
         states = hidden.new_empty(*hidden.shape[:-1], heads.width)
-        for member in self.qkv._modules.values():
+        for member in self._qkv:
             member.forward(hidden, around, states, column)
             column += member.out_features
-        norms = [None if norm is None else norm.weight for norm in (self.q_norm, self.k_norm)]
-        self._kernel.turn(heads, states, phases, *norms)
+        self._kernel.turn(heads, states, phases, self._weight(2), self._weight(3))
         by_head = states.view(1, states.shape[1], -1, heads.size).transpose(1, 2)
         query, key, value = by_head.split_with_sizes((heads.queries, heads.keys, heads.keys), dim=1)
         return query, key, value
+
+    def _weight(self, number: int) -> torch.Tensor | None:
+        parameters = self._norms[number]
+        return None if parameters is None else parameters["weight"]
 
     def _describe(self, turned: int, dtype: torch.dtype) -> Heads:
         heads = self._heads_as.get((turned, dtype))

@@ -111,15 +111,19 @@ class PackedHead(nn.Module):
         )
         self.bias = bias
 
-    def project(self, number: int, hidden: torch.Tensor) -> torch.Tensor:
-        """Compute the logits of piece `number`: `[..., hidden]` to `[..., rows of the piece]`."""
-        logits: torch.Tensor = self.pieces[number](hidden)
+    def project(self, number: int, hidden: torch.Tensor, logits: torch.Tensor) -> None:
+        """Write those of piece `number` into all `logits`, `[..., vocab]`, of `hidden`, `[..., hidden]`."""
         start, end = self.bounds[number : number + 2]
-        return logits if self.bias is None else logits + self.bias[start:end]
+        self.pieces[number](hidden, NOTHING, logits, start)
+        if self.bias is not None:
+            logits[..., start:end] += self.bias[start:end]
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Compute all logits: `[..., hidden]` to `[..., vocab]`."""
-        return torch.cat([self.project(number, hidden) for number in range(len(self.pieces))], dim=-1)
+        logits = hidden.new_empty(*hidden.shape[:-1], self.bounds[-1])
+        for number in range(len(self.pieces)):
+            self.project(number, hidden, logits)
+        return logits
 
 
 def packed_names(model: nn.Module) -> frozenset[str]:

@@ -1,7 +1,7 @@
 """Products with packed matrices.
 
 A few rows go straight through a kernel that reads the packed weights once for every few of them: our own, or torch's where that
-cannot be had. Many rows are worth unpacking for: 4-bit weights to bytes in our kernel, where the processor multiplies those, and
+cannot be had. Many rows are worth unpacking for: 4-bit weights to bytes in our kernel, where the processor multiplies those;
 all others to bfloat16, which torch's kernel does fastest, by multiplying small blocks of the matrix with the identity.
 """
 

@@ -16,13 +16,11 @@ _ROWS, _COLUMNS, _NUM_INPUTS = 256, 256, 5
 class Kernel(Protocol):
     """What is asked of a NativeKernel."""
 
-    def suits_many(self, form: QuantForm, columns: int) -> bool:
-        """As NativeKernel has it."""
+    def suits_many(self, form: QuantForm, columns: int) -> bool: ...
 
     def product(
         self, inputs: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, form: QuantForm, tile: int, *, many: bool
-    ) -> torch.Tensor:
-        """As NativeKernel has it."""
+    ) -> torch.Tensor: ...
 
 
 def computes_correctly(kernel: Kernel) -> bool:

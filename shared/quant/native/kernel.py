@@ -66,9 +66,7 @@ class Matrix(ctypes.Structure):
         epsilon: float = 0.0,
     ) -> None:
         width = used if width is None else width
-        super().__init__(
-            rows, columns, form.group, tile, form.bits, dtype is torch.bfloat16, used, gated, width, epsilon
-        )
+        super().__init__(rows, columns, form.group, tile, form.bits, dtype is torch.bfloat16, used, gated, width, epsilon)
         self.address = ctypes.addressof(self)
 
 
@@ -81,7 +79,9 @@ class Heads(ctypes.Structure):
         ("scale", ctypes.c_double),
     )
 
-    def __init__(self, queries: int, keys: int, size: int, turned: int, dtype: torch.dtype, epsilon: float, scale: float) -> None:
+    def __init__(
+        self, queries: int, keys: int, size: int, turned: int, dtype: torch.dtype, epsilon: float, scale: float
+    ) -> None:
         width = (queries + 2 * keys) * size
         super().__init__(queries, keys, size, turned, width, dtype is torch.bfloat16, epsilon, scale)
         self.address = ctypes.addressof(self)
@@ -150,7 +150,14 @@ class NativeKernel:
         return Product(self._multiply_many if many else self._multiply_few, matrix)
 
     def product(
-        self, inputs: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, form: QuantForm, tile: int, *, many: bool = False
+        self,
+        inputs: torch.Tensor,
+        packed: torch.Tensor,
+        scales: torch.Tensor,
+        form: QuantForm,
+        tile: int,
+        *,
+        many: bool = False,
     ) -> torch.Tensor:
         """Return the product alone: `[rows, columns]` to `[rows, padded rows of the matrix]`."""
         made = inputs.new_empty(len(inputs), len(packed))

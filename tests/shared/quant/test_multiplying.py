@@ -4,15 +4,16 @@ import torch
 from layermesh.shared.quant import multiplying
 from layermesh.shared.quant.forms import padded
 from layermesh.shared.quant.linear import PackedHead, QuantLinear
-from layermesh.shared.quant.multiplying import MANY_ROWS, multiply
+from layermesh.shared.quant.multiplying import MANY_ROWS, Way, choose_way, multiply
 from layermesh.shared.quant.native.kernel import native_kernel
 from layermesh.shared.quant.quants import Quants
 from layermesh.shared.quant.tiles import packing_tile
 from tests.shared.quant.test_quants import FORMS, some_quants
 
 TILE = packing_tile()
-# Sums are float32; inputs and results are rounded to bfloat16 (2^-9 each), and many rows see the weights so too.
+# Sums are float32; inputs and results are rounded to bfloat16 (2^-9 each), and many rows see the weights so too, or in 8 bits.
 TOLERANCE = 2**-7
+TOLERANCE_IN_BYTES = 0.02
 
 
 @pytest.fixture(params=["our kernel", "torch's kernel"])
@@ -38,7 +39,9 @@ def test_products_are_those_of_the_weights(form, num_rows, rows, monkeypatch, ke
     made = multiply(inputs, *quants.pack(TILE), form, TILE)
     assert made.dtype == torch.bfloat16
     assert made.shape == (num_rows, padded(rows))
-    assert relative_error(made[:, :rows], inputs.float() @ quants.dequantise().t()) < TOLERANCE
+    in_bytes = choose_way(num_rows, form, inputs.shape[1]) is Way.MANY
+    tolerance = TOLERANCE_IN_BYTES if in_bytes else TOLERANCE
+    assert relative_error(made[:, :rows], inputs.float() @ quants.dequantise().t()) < tolerance
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
@@ -87,7 +90,10 @@ def test_a_head_in_pieces_is_the_whole_head(kernel):
     hidden = torch.randn(1, 64)
     expected = torch.nn.functional.linear(hidden, quants.dequantise(), head.bias)
     assert relative_error(head(hidden), expected) < TOLERANCE
-    assert torch.equal(head(hidden)[:, 128:], head.project(1, hidden))
+    logits = torch.zeros(1, 300)
+    head.project(1, hidden, logits)
+    assert torch.equal(head(hidden)[:, 128:], logits[:, 128:])
+    assert not logits[:, :128].any()
 
 
 def test_weights_that_are_not_there_do_no_harm(kernel):

@@ -7,14 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from layermesh.shared.model.lean_layer import Turner
 from layermesh.shared.quant import multiplying
+from layermesh.shared.quant.around import Around
 from layermesh.shared.quant.forms import QuantForm, padded
 from layermesh.shared.quant.gguf_quants import KEPT_FORMS, keep_quants
+from layermesh.shared.quant.linear import QuantLinear
 from layermesh.shared.quant.multiplying import multiply
 from layermesh.shared.quant.native import building, checking, kernel, openmp
 from layermesh.shared.quant.native.building import built_library, find_compiler
 from layermesh.shared.quant.native.checking import computes_correctly
-from layermesh.shared.quant.native.kernel import NativeKernel, load_kernel, native_kernel
+from layermesh.shared.quant.native.kernel import CHUNK, Heads, Matrix, NativeKernel, load_kernel, native_kernel
 from layermesh.worker import compute_fingerprint
 from tests.shared.quant.test_gguf_quants import random_rows
 from tests.shared.quant.test_quants import FORMS, some_quants
@@ -65,7 +68,7 @@ def relative_error(made: torch.Tensor, expected: torch.Tensor) -> float:
 def test_products_are_exact_but_for_float32_sums(native, form, tile, num_rows):
     quants = some_quants(form, 200, 5)
     inputs = torch.randn(num_rows, 5 * form.group) * 10 ** torch.randn(num_rows, 1)
-    made = native.multiply(inputs, *quants.pack(tile), form, tile)
+    made = native.product(inputs, *quants.pack(tile), form, tile)
     assert made.shape == (num_rows, padded(200))
     assert relative_error(made[:, :200], exact_products(inputs, quants, form.group)) < 1e-6
     assert not made[:, 200:].any()
@@ -76,7 +79,7 @@ def test_products_are_exact_but_for_float32_sums(native, form, tile, num_rows):
 def test_gguf_quants_multiply_as_they_dequantise(native, encoding):
     quants = keep_quants(torch.from_numpy(random_rows(encoding, 96)), encoding)
     inputs = torch.randn(3, quants.values.shape[1])
-    made = native.multiply(inputs, *quants.pack(64), quants.form, 64)
+    made = native.product(inputs, *quants.pack(64), quants.form, 64)
     assert relative_error(made[:, :96], exact_products(inputs, quants, quants.form.group)) < 1e-6
 
 
@@ -86,12 +89,12 @@ def test_the_largest_sums_do_not_overflow(native, bits):
     quants = some_quants(form, 64, 2)
     quants.values[:] = 2**bits - 1
     for inputs in (torch.ones(1, 2 * form.group), -torch.ones(1, 2 * form.group)):
-        made = native.multiply(inputs, *quants.pack(64), form, 64)
+        made = native.product(inputs, *quants.pack(64), form, 64)
         assert relative_error(made, exact_products(inputs, quants, form.group)) < 1e-6
 
 
 @pytest.mark.parametrize("form", FORMS[::3], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_row_has_the_same_bits_alone_among_others_and_on_any_number_of_threads(native, form, dtype):
     quants = some_quants(form, 1000, 12)
     packed = quants.pack(64)
@@ -101,10 +104,10 @@ def test_a_row_has_the_same_bits_alone_among_others_and_on_any_number_of_threads
         made = []
         for num_threads in (1, 2, 3):
             torch.set_num_threads(num_threads)
-            made.append(native.multiply(inputs, *packed, form, 64))
+            made.append(native.product(inputs, *packed, form, 64))
     finally:
         torch.set_num_threads(before)
-    alone = torch.cat([native.multiply(row[None], *packed, form, 64) for row in inputs])
+    alone = torch.cat([native.product(row[None], *packed, form, 64) for row in inputs])
     assert made[0].dtype == dtype
     assert all(torch.equal(alone, together) for together in made)
 
@@ -112,8 +115,8 @@ def test_a_row_has_the_same_bits_alone_among_others_and_on_any_number_of_threads
 def test_bfloat16_results_are_rounded_to_the_nearest(native):
     quants = some_quants(FORMS[0], 64, 4)
     inputs = torch.randn(5, 128).to(torch.bfloat16)
-    exact = native.multiply(inputs.float(), *quants.pack(64), FORMS[0], 64)
-    assert torch.equal(native.multiply(inputs, *quants.pack(64), FORMS[0], 64), exact.to(torch.bfloat16))
+    exact = native.product(inputs.float(), *quants.pack(64), FORMS[0], 64)
+    assert torch.equal(native.product(inputs, *quants.pack(64), FORMS[0], 64), exact.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -122,19 +125,151 @@ def test_rows_with_inputs_that_are_no_numbers_give_none(native, dtype):
     inputs = torch.ones(5, 64).to(dtype)
     inputs[0, 3], inputs[1, 40], inputs[2, 63] = float("nan"), float("inf"), float("-inf")
     inputs[4] = 0
-    made = native.multiply(inputs, *quants.pack(64), FORMS[0], 64)
+    made = native.product(inputs, *quants.pack(64), FORMS[0], 64)
     assert made[:3].isnan().all()
     assert made[3].isfinite().all()
     assert not made[4].any()
 
 
-def test_inputs_that_do_not_lie_together_are_brought_together(native):
-    quants = some_quants(FORMS[0], 64, 2)
-    inputs = torch.randn(64, 3).t()
-    assert torch.equal(
-        native.multiply(inputs, *quants.pack(64), FORMS[0], 64),
-        native.multiply(inputs.contiguous(), *quants.pack(64), FORMS[0], 64),
-    )
+MANY = [form for form in FORMS if form.bits == 4]
+
+
+def products_in_bytes(inputs: torch.Tensor, quants) -> torch.Tensor:
+    """What the kernel computes for many rows, in float64: inputs and weights in 8 bits under a scale for each chunk."""
+    chunks = inputs.float().view(len(inputs), -1, CHUNK)
+    largest = chunks.abs().amax(-1, keepdim=True)
+    whole = (chunks * torch.full_like(largest, 127).div(largest)).round().double() * (largest / 127).double()
+    rows, group = len(quants.values), quants.form.group
+    step, zero = quants.scale.double()[..., None], quants.zero.double()[..., None]
+    ends = torch.maximum((zero - 8 * step).abs(), (zero + 7 * step).abs()).expand(rows, -1, group)
+    limits = ends.reshape(rows, -1, CHUNK).amax(-1, keepdim=True)
+    weights = (quants.dequantise().double().view(rows, -1, CHUNK) * 127 / limits).round() * limits / 127
+    return torch.einsum("tck,rck->tr", whole, weights)
+
+
+@pytest.mark.parametrize("form", MANY, ids=str)
+@pytest.mark.parametrize("tile", [32, 64])
+@pytest.mark.parametrize("num_rows", [1, 12, 31])
+def test_many_products_are_those_of_inputs_and_weights_in_8_bits(native, form, tile, num_rows):
+    quants = some_quants(form, 200, 1024 // form.group)
+    inputs = torch.randn(num_rows, 1024) * 10 ** torch.randn(num_rows, 1)
+    made = native.product(inputs, *quants.pack(tile), form, tile, many=True)
+    assert made.shape == (num_rows, padded(200))
+    assert relative_error(made[:, :200], products_in_bytes(inputs, quants)) < 1e-4  # a weight on the edge may go either way
+    assert not made[:, 200:].any()
+    assert relative_error(made[:, :200], inputs.double() @ quants.dequantise().double().t()) < 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_rows_have_the_same_bits_alone_among_others_and_on_any_number_of_threads(native, dtype):
+    quants = some_quants(FORMS[0], 1000, 12)
+    packed, inputs = quants.pack(64), torch.randn(40, 12 * 32).to(dtype)
+    before = torch.get_num_threads()
+    try:
+        made = []
+        for num_threads in (1, 2, 3):
+            torch.set_num_threads(num_threads)
+            made.append(native.product(inputs, *packed, FORMS[0], 64, many=True))
+    finally:
+        torch.set_num_threads(before)
+    alone = torch.cat([native.product(row[None], *packed, FORMS[0], 64, many=True) for row in inputs])
+    assert all(torch.equal(alone, together) for together in made)
+
+
+@pytest.mark.parametrize("where", ["scale", "zero"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_many_rows_show_weights_that_are_no_numbers(native, where, bad):
+    quants = some_quants(FORMS[0], 64, 4)
+    getattr(quants, where)[7, 2] = bad
+    made = native.product(torch.randn(40, 128), *quants.pack(64), FORMS[0], 64, many=True)
+    assert not made[:, 7].isfinite().any()
+    assert made[:, :7].isfinite().all()
+
+
+def test_many_rows_with_inputs_that_are_no_numbers_give_none(native):
+    quants = some_quants(FORMS[0], 64, 4)
+    inputs = torch.ones(14, 128)
+    inputs[0, 3], inputs[13, 70], inputs[2] = float("nan"), float("inf"), 0
+    made = native.product(inputs, *quants.pack(64), FORMS[0], 64, many=True)
+    assert made[[0, 13]].isnan().all()
+    assert made[1].isfinite().all()
+    assert not made[2].any()
+
+
+def around_by_torch(native, layer, inputs: torch.Tensor, around: Around, many: bool) -> torch.Tensor:
+    """Norm, product, bias, gate and residual one after the other, in float32."""
+    as_floats = [None if tensor is None else tensor.float() for tensor in (around.norm, around.residual)]
+    floats = Around(as_floats[0], around.epsilon, around.is_gated, as_floats[1])
+    normed = floats.prepare(inputs.float())
+    made = native.product(normed, layer.packed, layer.scales, layer.form, layer.tile, many=many)
+    return floats.finish(made[:, : layer.out_features] + layer.bias.float())
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["few", "many"])
+@pytest.mark.parametrize("is_gated", [False, True], ids=["plain", "gated"])
+@pytest.mark.parametrize("rows", [128, 256 + 72])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_surrounds_a_product_is_done_on_the_way(native, dtype, rows, is_gated, many):
+    if is_gated and rows % 128:
+        rows = 256
+    quants = some_quants(FORMS[0], rows, 8)
+    quants.scale.mul_(0.1), quants.zero.mul_(0.1)
+    bias = torch.nn.Parameter(torch.randn(rows).to(dtype), requires_grad=False)
+    layer = QuantLinear(256, rows, FORMS[0], 64, bias)
+    layer.packed, layer.scales = quants.pack(64)
+    inputs = torch.randn(40 if many else 5, 256).to(dtype)
+    used = rows // 2 if is_gated else rows
+    around = Around(torch.rand(256).to(dtype), 1e-5, is_gated, torch.randn(len(inputs), used).to(dtype))
+    made, expected = layer(inputs, around), around_by_torch(native, layer, inputs, around, many)
+    assert made.shape == (len(inputs), used)
+    assert made.dtype == dtype
+    assert relative_error(made, expected.double()) < (1e-4 if dtype is torch.float32 else 3e-3)
+
+
+@pytest.mark.parametrize("num_rows", [1, 40])
+def test_results_come_into_the_columns_that_are_asked_for(native, num_rows):
+    layer = QuantLinear(64, 100, FORMS[0], 64)
+    layer.packed, layer.scales = some_quants(FORMS[0], 100, 2).pack(64)
+    inputs, wide = torch.randn(1, num_rows, 64), torch.full((1, num_rows, 150), 7.0)
+    layer(inputs, into=wide, column=30)
+    assert torch.equal(wide[..., 30:130], layer(inputs))
+    assert (wide[..., :30] == 7).all()
+    assert (wide[..., 130:] == 7).all()
+
+
+def some_heads(dtype: torch.dtype, size: int = 64, turned: int = 64) -> Heads:
+    return Heads(6, 2, size, turned, dtype, 1e-6, size**-0.5)
+
+
+@pytest.mark.parametrize("has_norms", [False, True])
+@pytest.mark.parametrize("turned", [64, 32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_heads_are_turned_as_the_lean_layer_turns_them(native, dtype, turned, has_norms):
+    heads, num_tokens = some_heads(dtype, turned=turned), 7
+    states = torch.randn(1, num_tokens, heads.width).to(dtype)
+    angles = torch.randn(1, num_tokens, turned // 2).repeat(1, 1, 2)
+    phases = angles.cos().to(dtype), angles.sin().to(dtype)
+    norms = [torch.rand(64).to(dtype) if has_norms else None for _ in range(2)]
+    by_head = states.clone().float().view(1, num_tokens, -1, 64)
+    for part, norm in zip((by_head[:, :, :6], by_head[:, :, 6:8]), norms, strict=True):
+        part.copy_(Around(None if norm is None else norm.float(), 1e-6).prepare(part))
+    expected = torch.cat([Turner().turn(by_head[:, :, :8], tuple(phase.float() for phase in phases)), by_head[:, :, 8:]], dim=2)
+    native.turn(heads, states, phases, *norms)
+    assert relative_error(states.view_as(expected), expected.double()) < (1e-6 if dtype is torch.float32 else 3e-3)
+
+
+@pytest.mark.parametrize("num", [1, 5, 700])
+@pytest.mark.parametrize("size", [32, 64, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_queries_find_what_torch_finds(native, dtype, size, num):
+    heads = some_heads(dtype, size, size)
+    query = 3 * torch.randn(1, 6, 1, size).to(dtype)
+    keys, values = torch.randn(2, 1, 2, num + 9, size).to(dtype)[:, :, :, :num]
+    found = torch.empty(1, 1, 6 * size, dtype=dtype)
+    native.attend(heads, query, keys, values, found)
+    grouped = query.double().view(1, 2, 3, size)
+    expected = torch.nn.functional.scaled_dot_product_attention(grouped, keys.double(), values.double(), scale=size**-0.5)
+    assert relative_error(found.view(-1), expected.reshape(-1)) < (2e-6 if dtype is torch.float32 else 3e-3)
 
 
 @pytest.mark.parametrize("target", ["x86-64", "haswell", "cascadelake"])
@@ -145,10 +280,30 @@ def test_code_for_lesser_processors_gives_the_same_bits(native, target, tmp_path
     monkeypatch.setattr(building, "_FLAGS", flags)
     lesser = load_kernel(built_library(tmp_path / "kernel", COMPILER))
     assert lesser is not None
+    assert lesser.has_byte_products == (target == "cascadelake")
     for form in FORMS:
         for tile in (32, 64):
-            packed, inputs = some_quants(form, 128, 3).pack(tile), torch.randn(5, 3 * form.group)
-            assert torch.equal(lesser.multiply(inputs, *packed, form, tile), native.multiply(inputs, *packed, form, tile))
+            packed, inputs = some_quants(form, 128, 4).pack(tile), torch.randn(5, 4 * form.group)
+            for many in (False, True) if lesser.has_byte_products and form.bits == 4 else (False,):
+                ours, theirs = (each.product(inputs, *packed, form, tile, many=many) for each in (native, lesser))
+                assert torch.equal(ours, theirs)
+    surrounded = [_run_around(kernel) for kernel in (native, lesser)]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*surrounded, strict=True))
+
+
+def _run_around(kernel: NativeKernel) -> list[torch.Tensor]:
+    """All that is not a product, on the same random numbers."""
+    torch.manual_seed(11)
+    matrix = Matrix(FORMS[0], 64, 256, 256, torch.float32, 128, gated=True, epsilon=1e-5)
+    packed, scales = some_quants(FORMS[0], 256, 8).pack(64)
+    gated, bias, around = torch.empty(5, 128), torch.randn(256), Around(torch.rand(256), 1e-5, True, torch.randn(5, 128))
+    kernel.prepare(matrix, many=False)(packed, scales, torch.randn(5, 256), 5, gated, 0, around, bias)
+    heads = some_heads(torch.float32)
+    states, angles = torch.randn(1, 5, heads.width), torch.randn(1, 5, 64)
+    kernel.turn(heads, states, (angles.cos(), angles.sin()), torch.rand(64), torch.rand(64))
+    keys, values, found = torch.randn(1, 2, 50, 64), torch.randn(1, 2, 50, 64), torch.empty(1, 1, 6 * 64)
+    kernel.attend(heads, torch.randn(1, 6, 1, 64), keys, values, found)
+    return [gated, states, found]
 
 
 def test_it_is_built_once_for_this_user_alone(fresh):
@@ -227,13 +382,18 @@ def test_without_it_torch_computes(trouble, fresh, monkeypatch):
 
 
 def test_wrong_kernels_are_found_out(native):
-    def wrong(*matrices):
-        made = native.multiply(*matrices)
-        made[-1, -1] *= 1.5
-        return made
+    class Wrong:
+        suits_many = native.suits_many
 
-    assert computes_correctly(native.multiply)
-    assert not computes_correctly(wrong)
+        def product(self, *matrices, many):
+            made = native.product(*matrices, many=many)
+            if many is self.where:
+                made[-1, -1] *= 1.5
+            return made
+
+    assert computes_correctly(native)
+    for Wrong.where in (False, True):
+        assert not computes_correctly(Wrong())
 
 
 def test_the_compute_fingerprint_tells_with_from_without(monkeypatch):
