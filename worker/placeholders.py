@@ -4,14 +4,18 @@ Models derive lengths, masks and rotary phases from their cache as a whole, ofte
 A key and a value of one element per token keep those right at next to no cost.
 """
 
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
 import torch
 from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttentionCacheLayerMixin
 
 from layermesh.shared.model.definition import ModelDefinition
 from layermesh.shared.spans import LayerSpan
+from layermesh.worker.caches import PreallocatedLayer
+
+_PLAIN: Final = (DynamicLayer, PreallocatedLayer)
 
 
 def fill_placeholders(cache: Cache, span: LayerSpan, definition: ModelDefinition, position: int) -> None:
@@ -22,10 +26,18 @@ def fill_placeholders(cache: Cache, span: LayerSpan, definition: ModelDefinition
     own: Any = getattr(cache, "self_attention_cache", cache)
     if own.layer_class_to_replicate is not None:  # a cache that grows a layer when it is first used
         own.layers += [own.layer_class_to_replicate() for _ in range(num_layers - len(own.layers))]
-    per_layer = max(len(own.layers) // num_layers, 1)
-    for index, layer in enumerate(own.layers):
-        if index // per_layer not in span and index // per_layer not in definition.cross_layers:
-            _fill(layer, position)
+    per_layer, elsewhere = max(len(own.layers) // num_layers, 1), definition.cross_layers
+    outside = [i for i in range(len(own.layers)) if i // per_layer not in span and i // per_layer not in elsewhere]
+    for layer in _shared(own.layers, outside):
+        _fill(layer, position)
+
+
+def _shared(layers: list[Any], places: Sequence[int]) -> Iterable[Any]:
+    """Let one layer stand at all `places` where a plain one does, as it is the same there, and return those that are left."""
+    plain = [place for place in places if type(layers[place]) in _PLAIN]
+    for place in plain:
+        layers[place] = layers[plain[0]]
+    return {id(layers[place]): layers[place] for place in places}.values()
 
 
 def _fill(layer: Any, position: int) -> None:
