@@ -26,7 +26,7 @@ class PackedLayer(LeanLayer):
             None if norm is None else norm._parameters
             for norm in (lean.input_layernorm, lean.post_attention_layernorm, lean.q_norm, lean.k_norm)
         )  # where weights are hung; a module takes longer to look into
-        self._heads_as: dict[tuple[int, torch.dtype], Heads] = {}  # by the width that phases turn
+        self._heads_as: dict[tuple[int, torch.dtype], Heads | None] = {}  # by the width that phases turn
 
     def forward(
         self,
@@ -39,10 +39,10 @@ class PackedLayer(LeanLayer):
         """Return the hidden states behind the layer, `[1, tokens, hidden]`."""
         assert position_embeddings is not None
         phases = position_embeddings[0].contiguous(), position_embeddings[1].contiguous()
-        if not hidden_states.is_cpu or hidden_states.dtype not in DTYPES or phases[0].dtype is not hidden_states.dtype:
+        heads = self._describe(phases[0]) if hidden_states.is_cpu and phases[0].dtype is hidden_states.dtype else None
+        if heads is None:
             return super().forward(hidden_states, attention_mask, position_embeddings, past_key_values, **kwargs)
         hidden = hidden_states.contiguous()
-        heads = self._describe(phases[0].shape[-1], hidden.dtype)
         query, key, value = self._project(hidden, heads, phases)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
@@ -73,13 +73,17 @@ class PackedLayer(LeanLayer):
         parameters = self._norms[number]
         return None if parameters is None else parameters["weight"]
 
-    def _describe(self, turned: int, dtype: torch.dtype) -> Heads:
-        heads = self._heads_as.get((turned, dtype))
-        if heads is None:
+    def _describe(self, phase: torch.Tensor) -> Heads | None:
+        """Return how heads lie and turn; None where not all numbers are of one kind that our kernel reads."""
+        turned, dtype = phase.shape[-1], phase.dtype
+        if (turned, dtype) not in self._heads_as:
             shape = self.shape
+            weights = [weight for number in range(len(self._norms)) if (weight := self._weight(number)) is not None]
+            fits = dtype in DTYPES and all(weight.dtype is dtype for weight in weights)
             sizes = shape.num_heads, shape.num_key_heads, shape.head_dim
-            heads = self._heads_as[turned, dtype] = Heads(*sizes, turned, dtype, shape.epsilon, shape.scaling)
-        return heads
+            heads = Heads(*sizes, turned, dtype, shape.epsilon, shape.scaling) if fits else None
+            self._heads_as[turned, dtype] = heads
+        return self._heads_as[turned, dtype]
 
 
 def can_stand_in(lean: LeanLayer) -> bool:

@@ -43,7 +43,7 @@ static void round_block(
     }
 }
 
-/* Round the weights of a chunk, whose first column is `k`, in rows `row` and on. */
+/* Round the weights of a chunk, whose first column is `k`, in the rows of a unit. */
 INLINE void round_chunk(
     const Matrix *matrix, const uint8_t *tile, const uint16_t *scales, int unit, int half, int64_t k, Bytes *weights, Floats *made
 ) {

@@ -91,3 +91,13 @@ def test_layers_of_another_activation_stay_lean(pack):
     assert packed.can_stand_in(layer)
     layer.activation = torch.nn.GELU()
     assert not packed.can_stand_in(layer)
+
+
+def test_norms_of_another_kind_of_numbers_are_left_to_torch(pack):
+    layer = open_model(pack("qwen3"), fast_path=True)[0].layers[0]
+    phase = torch.ones(1, 1, 32)
+    assert layer._describe(phase) is not None
+    assert layer._describe(phase.to(torch.float16)) is None
+    layer.q_norm.weight = torch.nn.Parameter(layer.q_norm.weight.to(torch.bfloat16), requires_grad=False)
+    layer._heads_as.clear()
+    assert layer._describe(phase) is None
