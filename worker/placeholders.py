@@ -13,7 +13,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttent
 
 from layermesh.shared.model.definition import ModelDefinition
 from layermesh.shared.spans import LayerSpan
-from layermesh.worker.caches import PreallocatedLayer
+from layermesh.shared.model.caches import PreallocatedLayer
 
 _PLAIN: Final = (DynamicLayer, PreallocatedLayer)
 

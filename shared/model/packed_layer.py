@@ -1,14 +1,18 @@
-"""A lean layer whose matrices are all packed: on a CPU a few calls of our kernel, each with what surrounds a product."""
+"""A lean layer whose matrices are all packed: on a CPU one call of our kernel for a token, or a few for many.
+
+In these each product comes with what surrounds it. The bits are the same.
+"""
 
 from typing import Any
 
 import torch
 from transformers.activations import SiLUActivation
 
+from layermesh.shared.model.caches import PreallocatedLayer
 from layermesh.shared.model.lean_layer import LeanLayer
-from layermesh.shared.quant.around import Around
+from layermesh.shared.quant.around import NOTHING, Around
 from layermesh.shared.quant.linear import QuantLinear
-from layermesh.shared.quant.native.kernel import DTYPES, HEAD_STEP, WIDEST_HEAD, Heads, NativeKernel
+from layermesh.shared.quant.native.kernel import DTYPES, HEAD_STEP, MOST_FIRST, WIDEST_HEAD, Heads, Layer, NativeKernel, Weights
 
 Phases = tuple[torch.Tensor, torch.Tensor]
 
@@ -21,11 +25,13 @@ class PackedLayer(LeanLayer):
         self.__dict__.update(lean.__dict__)
         self._kernel = kernel
         self._qkv: tuple[Any, ...] = tuple(lean.qkv.children())
-        self._others: tuple[Any, ...] = *lean.gate_up.children(), lean.o_proj, lean.down_proj
         self._norms = tuple(
             None if norm is None else norm._parameters
             for norm in (lean.input_layernorm, lean.post_attention_layernorm, lean.q_norm, lean.k_norm)
         )  # where weights are hung; a module takes longer to look into
+        self._members: tuple[Any, ...] = *self._qkv, lean.o_proj, *lean.gate_up.children(), lean.down_proj
+        self._layer: Layer | None = None
+        self._layer_of: list[object] = []  # what it was made of
         self._heads_as: dict[tuple[int, torch.dtype], Heads | None] = {}  # by the width that phases turn
 
     def forward(
@@ -43,6 +49,12 @@ class PackedLayer(LeanLayer):
         if heads is None:
             return super().forward(hidden_states, attention_mask, position_embeddings, past_key_values, **kwargs)
         hidden = hidden_states.contiguous()
+        if hidden.shape[1] == 1 and attention_mask is None:
+            layer, room = self._whole(heads), self._room(past_key_values, hidden.dtype)
+            if layer is not None and room is not None:
+                results = torch.empty_like(hidden)
+                self._kernel.pass_token(layer, hidden, phases, room, results)
+                return results
         query, key, value = self._project(hidden, heads, phases)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
@@ -51,7 +63,7 @@ class PackedLayer(LeanLayer):
             self._kernel.attend(heads, query, key, value, found)
         else:
             found = self._attend(query, key, value, attention_mask, kwargs).contiguous()
-        gate_up, o_proj, down_proj = self._others
+        o_proj, gate_up, down_proj = self._members[-3:]
         hidden = o_proj.forward(found, Around(residual=hidden))
         gated = gate_up.forward(hidden, Around(self._weight(1), self.shape.epsilon, is_gated=True))
         made: torch.Tensor = down_proj.forward(gated, Around(residual=hidden))
@@ -68,6 +80,40 @@ class PackedLayer(LeanLayer):
         by_head = states.view(1, states.shape[1], -1, heads.size).transpose(1, 2)
         query, key, value = by_head.split_with_sizes((heads.queries, heads.keys, heads.keys), dim=1)
         return query, key, value
+
+    def _room(self, cache: Any, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, int] | None:
+        """Return where a token's key and value are to be written; None where the cache has no such place."""
+        layers = getattr(cache, "layers", ())
+        kept = layers[self.layer_idx] if self.layer_idx < len(layers) else None
+        return kept.claim() if type(kept) is PreallocatedLayer and kept.dtype is dtype else None
+
+    def _whole(self, heads: Heads) -> Layer | None:
+        """Return this layer for one call; None where its matrices come one after the other, or not as our kernel reads them."""
+        if any("forward" in vars(member) for member in self._members):  # the door of a piece
+            return None
+        tensors = [self._weight(number) for number in range(len(self._norms))]
+        for member in self._members:
+            buffers = member._buffers
+            tensors += buffers["packed"], buffers["scales"], member._parameters.get("bias")
+        made_of = [heads, *(None if tensor is None else tensor.data_ptr() for tensor in tensors)]
+        if made_of != self._layer_of:
+            on_host = all(tensor is None or tensor.is_cpu for tensor in tensors)
+            self._layer, self._layer_of = self._compose(heads) if on_host else None, made_of
+        return self._layer
+
+    def _compose(self, heads: Heads) -> Layer | None:
+        norm, second_norm, query_norm, key_norm = (self._weight(number) for number in range(len(self._norms)))
+        epsilon = self.shape.epsilon
+        arounds = *[Around(norm, epsilon)] * len(self._qkv), NOTHING, Around(second_norm, epsilon, is_gated=True), NOTHING
+        weights = []
+        for member, around in zip(self._members, arounds, strict=True):
+            product = member.product(1, heads.dtype, around)
+            if product is None:
+                return None
+            weights.append(Weights(product.matrix.address, *_addresses(member.packed, member.scales, member.bias)))
+        first = (Weights * MOST_FIRST)(*weights[:-3])
+        norms = _addresses(norm, second_norm, query_norm, key_norm)
+        return Layer(heads.address, *norms, len(self._qkv), first, *weights[-3:])
 
     def _weight(self, number: int) -> torch.Tensor | None:
         parameters = self._norms[number]
@@ -92,6 +138,10 @@ def can_stand_in(lean: LeanLayer) -> bool:
     head_fits = lean.shape.head_dim % HEAD_STEP == 0 and lean.shape.head_dim <= WIDEST_HEAD
     is_gated = len(list(lean.gate_up.children())) == 1 and _is_silu(lean.activation)
     return head_fits and is_gated and all(isinstance(member, QuantLinear) for member in members)
+
+
+def _addresses(*tensors: torch.Tensor | None) -> list[int | None]:
+    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
 def _is_silu(activation: Any) -> bool:

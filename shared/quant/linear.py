@@ -57,12 +57,7 @@ class QuantLinear(nn.Module):
         packed, scales = buffers["packed"], buffers["scales"]
         if inputs.is_cpu and packed.is_cpu and inputs.is_contiguous():
             num_rows = inputs.numel() // self.in_features
-            width = None if into is None else into.shape[-1]
-            key = num_rows < MANY_ROWS_FOR_BYTES, num_rows < MANY_ROWS, inputs.dtype, around.is_gated, around.epsilon, width
-            try:
-                product = self._products[key]
-            except KeyError:
-                product = self._products[key] = self._prepare(num_rows, inputs.dtype, around, width)
+            product = self.product(num_rows, inputs.dtype, around, None if into is None else into.shape[-1])
             if product is not None:
                 made = inputs.new_empty(*inputs.shape[:-1], product.width) if into is None else into
                 product(packed, scales, inputs, num_rows, made, column, around, self.bias)
@@ -74,8 +69,16 @@ class QuantLinear(nn.Module):
         into[..., column : column + made.shape[-1]] = made
         return into
 
+    def product(self, num_rows: int, dtype: torch.dtype, around: Around = NOTHING, width: int | None = None) -> Product | None:
+        """Return how our kernel does it all, results `width` numbers apart; None where it cannot or should not."""
+        key = num_rows < MANY_ROWS_FOR_BYTES, num_rows < MANY_ROWS, dtype, around.is_gated, around.epsilon, width
+        try:
+            return self._products[key]
+        except KeyError:
+            product = self._products[key] = self._prepare(num_rows, dtype, around, width)
+            return product
+
     def _prepare(self, num_rows: int, dtype: torch.dtype, around: Around, width: int | None) -> Product | None:
-        """Return how our kernel does it all; None where it cannot or should not."""
         kernel, way = native_kernel(), choose_way(num_rows, self.form, self.in_features)
         halves_fit = not around.is_gated or self.out_features % (2 * self.tile) == 0
         others = (around.norm, around.residual, self.bias)

@@ -3,7 +3,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from layermesh.worker.caches import PreallocatedLayer, preallocate
+from layermesh.shared.model.caches import PreallocatedLayer, preallocate
 
 
 @pytest.mark.parametrize("room", [1, 7, 100])

@@ -1,16 +1,8 @@
 /* What a layer does with queries, keys and values between two products with matrices. */
-#include "matrix.h"
+#include "heads.h"
 
 #define PARALLEL_FROM 65536 /* numbers that are turned, or products of queries and keys; less is not worth a second thread */
 enum { WIDEST = 512 };      /* head */
-
-typedef struct {
-    int64_t queries, keys;  /* heads of each */
-    int64_t size, turned;   /* numbers of a head, and how many of them a phase turns */
-    int64_t width;          /* numbers of a token: heads of queries, of keys, of values */
-    int64_t bfloat;
-    double epsilon, scale;
-} Heads;
 
 INLINE void turn(const Heads *heads, const void *norm, const float *cosines, const float *sines, void *states, int64_t at) {
     float head[WIDEST], made[WIDEST];

@@ -22,6 +22,7 @@ DTYPES: Final = (torch.float32, torch.bfloat16)
 CHUNK: Final = 64  # columns under one scale where there are many rows, as in many.c
 HEAD_STEP: Final = 16  # heads are whole numbers of these
 WIDEST_HEAD: Final = 512
+MOST_FIRST: Final = 3  # matrices that make queries, keys and values
 
 
 @cache
@@ -84,7 +85,25 @@ class Heads(ctypes.Structure):
     ) -> None:
         width = (queries + 2 * keys) * size
         super().__init__(queries, keys, size, turned, width, dtype is torch.bfloat16, epsilon, scale)
+        self.dtype = dtype
         self.address = ctypes.addressof(self)
+
+
+class Weights(ctypes.Structure):
+    """One matrix of a layer with its bias, by their addresses: as in layer.c."""
+
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("matrix", "packed", "scales", "bias"))
+
+
+class Layer(ctypes.Structure):
+    """All that a layer is made of, by its addresses: as in layer.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("heads", "norm", "second_norm", "query_norm", "key_norm")),
+        ("num_first", ctypes.c_int64),
+        ("first", Weights * MOST_FIRST),
+        *((name, Weights) for name in ("output", "gate_up", "down")),
+    )
 
 
 class Product:
@@ -96,7 +115,7 @@ class Product:
 
     def __init__(self, function: Any, matrix: Matrix) -> None:
         self._function = function
-        self._matrix = matrix
+        self.matrix = matrix
         self._itemsize = 2 if matrix.bfloat else 4
         self.width = matrix.width
 
@@ -114,7 +133,7 @@ class Product:
         """Set `outputs`, `[..., width]`, from `column` on to `inputs`, `[..., columns]`, × the transposed matrix."""
         norm, _, _, residual = around
         if self._function(
-            self._matrix.address,
+            self.matrix.address,
             packed.data_ptr(),
             scales.data_ptr(),
             inputs.data_ptr(),
@@ -124,7 +143,7 @@ class Product:
             outputs.data_ptr() + column * self._itemsize,
             num_rows,
         ):
-            raise MemoryError(f"no memory for {num_rows} × {self._matrix.columns} inputs")
+            raise MemoryError(f"no memory for {num_rows} × {self.matrix.columns} inputs")
 
 
 class NativeKernel:
@@ -139,6 +158,7 @@ class NativeKernel:
         self._multiply_many = _declared(library.layermesh_multiply_many, 8, 1)
         self._turn = _declared(library.layermesh_turn, 6, 1)
         self._attend = _declared(library.layermesh_attend, 5, 5)
+        self._pass_token = _declared(library.layermesh_pass_token, 7, 5)
         self.has_byte_products = bool(library.layermesh_has_byte_products())
 
     def suits_many(self, form: QuantForm, columns: int) -> bool:
@@ -208,6 +228,38 @@ class NativeKernel:
             num,
         ):
             raise MemoryError(f"no memory for {num} scores of each query")
+
+    def pass_token(
+        self,
+        layer: Layer,
+        inputs: torch.Tensor,
+        phases: tuple[torch.Tensor, torch.Tensor],
+        room: tuple[torch.Tensor, torch.Tensor, int],
+        results: torch.Tensor,
+    ) -> None:
+        """Set `results`, `[..., hidden]`, to what `layer` makes of one token's `inputs`, of the same shape.
+
+        `room` is for keys and values, `[1, heads of keys, tokens, size]`, with the number of those that are there; the token's
+        own come behind them.
+        """
+        keys, values, past = room
+        _, key_head_step, key_step, _ = keys.stride()
+        _, value_head_step, value_step, _ = values.stride()
+        if self._pass_token(
+            ctypes.addressof(layer),
+            inputs.data_ptr(),
+            phases[0].data_ptr(),
+            phases[1].data_ptr(),
+            keys.data_ptr(),
+            values.data_ptr(),
+            results.data_ptr(),
+            key_head_step,
+            key_step,
+            value_head_step,
+            value_step,
+            past,
+        ):
+            raise MemoryError(f"no memory for a token behind {past} others")
 
 
 def _declared(function: Any, num_pointers: int, num_integers: int) -> Any:

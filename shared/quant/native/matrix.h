@@ -96,3 +96,8 @@ INLINE void finish(
     if (row + UNIT <= matrix->used) finish_some(matrix, around, results, ups, outputs, token, row, UNIT);
     else if (row < matrix->used) finish_some(matrix, around, results, ups, outputs, token, row, matrix->used - row);
 }
+
+int layermesh_multiply_few(
+    const Matrix *matrix, const uint8_t *packed, const uint16_t *scales, const void *inputs, const void *norm,
+    const void *bias, const void *residual, void *outputs, int64_t num
+);

@@ -33,6 +33,20 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is 
         self.keys, self.values = self._key_room[:, :, :end], self._value_room[:, :, :end]
         return self.keys, self.values
 
+    def claim(self) -> tuple[torch.Tensor, torch.Tensor, int] | None:
+        """Count one more token, whose key and value the caller writes: the rooms `[batch, heads, tokens, head_dim]`, its place.
+
+        None where there is no room for it yet.
+        """
+        keys, values = self._key_room, self._value_room
+        if keys is None or values is None:
+            return None
+        past = self.get_seq_length()
+        if past >= keys.shape[-2]:
+            return None
+        self.keys, self.values = keys.narrow(2, 0, past + 1), values.narrow(2, 0, past + 1)
+        return keys, values, past
+
     def _with_room(self, room: torch.Tensor | None, states: torch.Tensor, start: int, end: int) -> torch.Tensor:
         """Write `states` from `start` to `end` and return the room they are in."""
         if room is None or room.shape[-2] < end:
