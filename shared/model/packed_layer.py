@@ -49,9 +49,9 @@ class PackedLayer(LeanLayer):
         if heads is None:
             return super().forward(hidden_states, attention_mask, position_embeddings, past_key_values, **kwargs)
         hidden = hidden_states.contiguous()
-        if hidden.shape[1] == 1 and attention_mask is None:
-            layer, room = self._whole(heads), self._room(past_key_values, hidden.dtype)
-            if layer is not None and room is not None:
+        if hidden.shape[1] == 1 and attention_mask is None and (layer := self._whole(heads)) is not None:
+            room = self._claim_room(past_key_values, hidden.dtype)
+            if room is not None:
                 results = torch.empty_like(hidden)
                 self._kernel.pass_token(layer, hidden, phases, room, results)
                 return results
@@ -81,8 +81,8 @@ class PackedLayer(LeanLayer):
         query, key, value = by_head.split_with_sizes((heads.queries, heads.keys, heads.keys), dim=1)
         return query, key, value
 
-    def _room(self, cache: Any, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, int] | None:
-        """Return where a token's key and value are to be written; None where the cache has no such place."""
+    def _claim_room(self, cache: Any, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, int] | None:
+        """Return where a token's key and value are to be written, now; None where the cache has no such place."""
         layers = getattr(cache, "layers", ())
         kept = layers[self.layer_idx] if self.layer_idx < len(layers) else None
         return kept.claim() if type(kept) is PreallocatedLayer and kept.dtype is dtype else None
