@@ -12,7 +12,7 @@ from layermesh.shared.model.caches import PreallocatedLayer
 from layermesh.shared.model.lean_layer import LeanLayer
 from layermesh.shared.quant.around import NOTHING, Around
 from layermesh.shared.quant.linear import QuantLinear
-from layermesh.shared.quant.native.kernel import DTYPES, HEAD_STEP, MOST_FIRST, WIDEST_HEAD, Heads, Layer, NativeKernel, Weights
+from layermesh.shared.quant.native.kernel import DTYPES, HEAD_STEP, MOST_FACTORS, WIDEST_HEAD, Factor, Heads, Layer, NativeKernel
 
 Phases = tuple[torch.Tensor, torch.Tensor]
 
@@ -105,15 +105,15 @@ class PackedLayer(LeanLayer):
         norm, second_norm, query_norm, key_norm = (self._weight(number) for number in range(len(self._norms)))
         epsilon = self.shape.epsilon
         arounds = *[Around(norm, epsilon)] * len(self._qkv), NOTHING, Around(second_norm, epsilon, is_gated=True), NOTHING
-        weights = []
+        factors = []
         for member, around in zip(self._members, arounds, strict=True):
             product = member.product(1, heads.dtype, around)
             if product is None:
                 return None
-            weights.append(Weights(product.matrix.address, *_addresses(member.packed, member.scales, member.bias)))
-        first = (Weights * MOST_FIRST)(*weights[:-3])
+            factors.append(Factor(product.matrix.address, *_addresses(member.packed, member.scales, member.bias)))
+        first = (Factor * MOST_FACTORS)(*factors[:-3])
         norms = _addresses(norm, second_norm, query_norm, key_norm)
-        return Layer(heads.address, *norms, len(self._qkv), first, *weights[-3:])
+        return Layer(heads.address, *norms, len(self._qkv), first, *factors[-3:])
 
     def _weight(self, number: int) -> torch.Tensor | None:
         parameters = self._norms[number]

@@ -11,7 +11,7 @@
 #define PARALLEL_FROM 65536 /* weights, times rows of inputs; less is not worth a second thread */
 #define DIGITS_AHEAD 8192   /* bytes that are asked for before they are needed; the processor alone looks less far */
 #define GROUPS_AHEAD 4
-#define PIECE 65536         /* weights that a thread takes at a time */
+#define PIECE 524288        /* weights that a thread takes at a time, about */
 
 typedef struct {
     int8_t *high, *low; /* [columns] */
@@ -19,24 +19,38 @@ typedef struct {
     int32_t *sum;       /* [groups], of the whole numbers */
 } Row;
 
+/* Where a tile lies, and its scales. */
+typedef struct {
+    const uint8_t *digits;
+    const uint16_t *scales;
+} Tile;
+
+INLINE void round_groups(const Matrix *matrix, const float *inputs, Row row, int64_t group) {
+    for (int64_t g = 0, k = 0; k < matrix->columns; g++, k += group)
+        round_inputs(inputs + k, group, LARGEST, row.high + k, row.low + k, row.scale + g, row.sum + g);
+}
+
 static void round_row(const Matrix *matrix, const float *inputs, Row row) {
-    for (int64_t g = 0, k = 0; k < matrix->columns; g++, k += matrix->group)
-        round_inputs(inputs + k, matrix->group, LARGEST, row.high + k, row.low + k, row.scale + g, row.sum + g);
+    if (matrix->group == 32) round_groups(matrix, inputs, row, 32); /* known to the compiler */
+    else round_groups(matrix, inputs, row, matrix->group);
 }
 
 INLINE void prefetch(const void *start, int num_bytes) {
     UNROLLED for (int line = 0; line < num_bytes; line += 64) __builtin_prefetch((const char *)start + line);
 }
 
-/* Multiply `num` rows of inputs with `units` of a tile, from unit `first` on; `results` are [num][tile].
+/* Multiply `num` rows of inputs with `units` of a tile, from unit `first` on; `results` are [num][tile]. What is asked for
+ * ahead goes on with the `next` tile.
  *
  * All but the pointers are constants wherever this is inlined, so that the sums stay in registers. */
 INLINE void multiply_units(
-    const Matrix *matrix, const uint8_t *tile, const uint16_t *scales, const Row *inputs, float *results,
-    int first, int half, int bits, int units, int num
+    const Matrix *matrix, Tile at, Tile next, const Row *inputs, float *results, int first, int half, int bits, int units,
+    int num
 ) {
     const int group = (int)matrix->group, block = group < 32 ? group : 32, planes = bits / 4;
     const int offset = bits == 8 ? 136 : 8, weight_of_zero = bits == 8 ? 17 : 1;
+    const int64_t num_bytes = matrix->columns * half * planes, groups = matrix->columns / group;
+    const uint8_t *tile = at.digits;
     Floats made[ROWS][AT_ONCE][EACH];
     UNROLLED for (int r = 0; r < num; r++)
         UNROLLED for (int u = 0; u < units; u++)
@@ -49,10 +63,12 @@ INLINE void multiply_units(
                     high[r][u][v] = all_ints(0);
                     low[r][u][v] = all_ints(-offset * inputs[r].sum[g]);
                 }
+        int64_t ahead = tile - at.digits + DIGITS_AHEAD;
+        const uint8_t *wanted = ahead < num_bytes ? at.digits + ahead : next.digits + (ahead - num_bytes);
         for (int end = k + group; k < end; k += block)
             UNROLLED for (int plane = 0; plane < planes; plane++)
-                for (int column = k; column < k + block; column += 4, tile += 4 * half) {
-                    prefetch(tile + DIGITS_AHEAD, 4 * half);
+                for (int column = k; column < k + block; column += 4, tile += 4 * half, wanted += 4 * half) {
+                    prefetch(wanted, 4 * half);
                     UNROLLED for (int u = 0; u < units; u++) {
                         Bytes digits[EACH]; /* first those of the upper rows */
                         unpack(tile, half, (first + u) * UNIT, plane, digits);
@@ -63,8 +79,9 @@ INLINE void multiply_units(
                             }
                     }
                 }
-        const uint16_t *scale = scales + 2 * g * matrix->rows;
-        prefetch(scale + 2 * GROUPS_AHEAD * matrix->rows, 8 * half); /* scales of a tile lie far apart */
+        const uint16_t *scale = at.scales + 2 * g * matrix->rows; /* those of a tile lie far apart */
+        int64_t later = g + GROUPS_AHEAD;
+        prefetch((later < groups ? at.scales + 2 * later * matrix->rows : next.scales + 2 * (later - groups) * matrix->rows), 8 * half);
         UNROLLED for (int u = 0; u < units; u++)
             UNROLLED for (int v = 0; v < EACH; v++) {
                 int row = row_of(first + u, v, half);
@@ -85,53 +102,63 @@ INLINE void multiply_units(
 }
 
 INLINE void multiply_whole(
-    const Matrix *matrix, const uint8_t *tile, const uint16_t *scales, const Row *inputs, float *results,
-    int half, int bits, int at_once, int num
+    const Matrix *matrix, Tile at, Tile next, const Row *inputs, float *results, int half, int bits, int at_once, int num
 ) {
     for (int first = 0; first < half / UNIT; first += at_once)
-        multiply_units(matrix, tile, scales, inputs, results, first, half, bits, at_once, num);
+        multiply_units(matrix, at, first + at_once < half / UNIT ? at : next, inputs, results, first, half, bits, at_once, num);
 }
 
 /* Multiply ROWS rows of inputs, or one, with a tile. */
-static void multiply_tile(
-    const Matrix *matrix, const uint8_t *tile, const uint16_t *scales, const Row *inputs, float *results, int num
-) {
+static void multiply_tile(const Matrix *matrix, Tile at, Tile next, const Row *inputs, float *results, int num) {
 #define CASE(HALF, BITS) \
     if (matrix->tile == 2 * HALF && matrix->bits == BITS) { \
-        if (num > 1) multiply_whole(matrix, tile, scales, inputs, results, HALF, BITS, 1, ROWS); \
-        else multiply_whole(matrix, tile, scales, inputs, results, HALF, BITS, HALF == 32 ? AT_ONCE : 1, 1); \
+        if (num > 1) multiply_whole(matrix, at, next, inputs, results, HALF, BITS, 1, ROWS); \
+        else multiply_whole(matrix, at, next, inputs, results, HALF, BITS, HALF == 32 ? AT_ONCE : 1, 1); \
         return; \
     }
     CASE(32, 4) CASE(32, 8) CASE(16, 4) CASE(16, 8)
 }
 
-static void multiply_tiles(
-    const Matrix *matrix, Around around, const uint8_t *packed, const uint16_t *scales, const Row *inputs, int64_t num,
-    void *outputs, int64_t start, int64_t end
-) {
+INLINE Tile tile_of(const Factor *factor, int64_t number) {
+    const Matrix *matrix = factor->matrix;
+    int64_t row = number * matrix->tile;
+    return (Tile){factor->packed + row / 2 * matrix->columns * (matrix->bits / 4), factor->scales + 2 * row};
+}
+
+static void multiply_tiles(const Factor *factor, const Row *inputs, int64_t num, int64_t start, int64_t end) {
+    const Matrix *matrix = factor->matrix;
+    Around around = {NULL, factor->bias, factor->residual};
     float results[2][ROWS * 64];
     int64_t second = matrix->used / matrix->tile; /* tiles further on, where the other half of the rows begins */
     for (int64_t t = start; t < end; t++)
         for (int64_t r = 0, step; r < num; r += step) {
             step = num - r < ROWS ? 1 : ROWS;
+            int64_t following = r + step < num ? t : t + 1;
             for (int64_t half = 0; half <= matrix->gated; half++) {
-                int64_t row = (t + half * second) * matrix->tile;
-                const uint8_t *tile = packed + row / 2 * matrix->columns * (matrix->bits / 4);
-                multiply_tile(matrix, tile, scales + 2 * row, inputs + r, results[half], (int)step);
+                int64_t next = half < matrix->gated ? t + second : following;
+                multiply_tile(
+                    matrix, tile_of(factor, t + half * second), tile_of(factor, next), inputs + r, results[half], (int)step
+                );
             }
             for (int64_t i = 0; i < step; i++)
                 for (int64_t j = 0; j < matrix->tile; j += UNIT) {
                     int64_t at = i * matrix->tile + j;
                     const float *ups = matrix->gated ? results[1] + at : NULL;
-                    finish(matrix, around, results[0] + at, ups, outputs, r + i, t * matrix->tile + j);
+                    finish(matrix, around, results[0] + at, ups, factor->outputs, r + i, t * matrix->tile + j);
                 }
         }
 }
 
-static void round_rows(const Matrix *matrix, Around around, const void *inputs, int64_t num, Row *rows, char *room) {
+/* Bytes for `num` rows of inputs, as floats and rounded. */
+INLINE size_t room_for(const Matrix *matrix, int64_t num) {
     int64_t groups = matrix->columns / matrix->group;
-    float *floats = (float *)room;
-    room += (size_t)num * matrix->columns * sizeof(float);
+    return (size_t)num * (sizeof(Row) + (size_t)(6 * matrix->columns + 8 * groups));
+}
+
+static void round_rows(const Matrix *matrix, Around around, const void *inputs, int64_t num, Row *rows) {
+    int64_t groups = matrix->columns / matrix->group;
+    float *floats = (float *)(rows + num);
+    char *room = (char *)(floats + num * matrix->columns);
     for (int64_t r = 0; r < num; r++) {
         rows[r] = (Row){(int8_t *)room, (int8_t *)room + matrix->columns, (float *)(room + 2 * matrix->columns),
                         (int32_t *)(room + 2 * matrix->columns) + groups};
@@ -144,28 +171,51 @@ static void round_rows(const Matrix *matrix, Around around, const void *inputs, 
     }
 }
 
+INLINE int64_t tiles_of(const Matrix *matrix) { return (matrix->used + matrix->tile - 1) / matrix->tile; }
+INLINE int64_t tiles_at_once(const Matrix *matrix) {
+    int64_t each = PIECE / (matrix->tile * matrix->columns * (1 + matrix->gated));
+    return each ? each : 1;
+}
+
+/* Multiply the same inputs, [num][columns], normalised with `norm` if that is not NULL, with each of `count` matrices.
+ * Returns 0, or 1 without memory. */
+int layermesh_multiply_each(const Factor *factors, int64_t count, const void *inputs, const void *norm, int64_t num) {
+    Row *rows[MOST_FACTORS] = {0};
+    int64_t pieces[MOST_FACTORS], total = 0, weights = 0;
+    int failed = count > MOST_FACTORS;
+    for (int64_t i = 0; i < count && !failed; i++) {
+        const Matrix *matrix = factors[i].matrix;
+        int64_t each = tiles_at_once(matrix);
+        pieces[i] = (tiles_of(matrix) + each - 1) / each;
+        total += pieces[i];
+        weights += matrix->used * (1 + matrix->gated) * matrix->columns;
+        if (i && matrix->group == factors[i - 1].matrix->group) {
+            rows[i] = rows[i - 1];
+            continue;
+        }
+        rows[i] = malloc(room_for(matrix, num));
+        failed = !rows[i];
+        if (!failed) round_rows(matrix, (Around){norm, NULL, NULL}, inputs, num, rows[i]);
+    }
+    if (failed) total = 0;
+#pragma omp parallel for schedule(dynamic) if (weights * num >= PARALLEL_FROM)
+    for (int64_t p = 0; p < total; p++) {
+        int64_t i = 0, piece = p;
+        while (piece >= pieces[i]) piece -= pieces[i++];
+        int64_t each = tiles_at_once(factors[i].matrix), tiles = tiles_of(factors[i].matrix), end = (piece + 1) * each;
+        multiply_tiles(factors + i, rows[i], num, piece * each, end < tiles ? end : tiles);
+    }
+    for (int64_t i = count - 1; i >= 0 && count <= MOST_FACTORS; i--)
+        if (!i || rows[i] != rows[i - 1]) free(rows[i]);
+    return failed;
+}
+
 /* Set `outputs` to what `around` makes of `inputs`, [num][columns], times the transposed matrix: [num][used], `width` apart.
  * Returns 0, or 1 without memory. */
 int layermesh_multiply_few(
     const Matrix *matrix, const uint8_t *packed, const uint16_t *scales, const void *inputs, const void *norm,
     const void *bias, const void *residual, void *outputs, int64_t num
 ) {
-    int64_t groups = matrix->columns / matrix->group;
-    Around around = {norm, bias, residual};
-    Row *rows = malloc((size_t)num * (sizeof(Row) + (size_t)(6 * matrix->columns + 8 * groups)));
-    if (!rows) return 1;
-    round_rows(matrix, around, inputs, num, rows, (char *)(rows + num));
-    int64_t tiles = (matrix->used + matrix->tile - 1) / matrix->tile, factors = matrix->tile * matrix->columns;
-    int64_t each = PIECE / factors + 1, pieces = (tiles + each - 1) / each;
-    if (tiles * factors * num < PARALLEL_FROM) {
-        multiply_tiles(matrix, around, packed, scales, rows, num, outputs, 0, tiles);
-    } else {
-#pragma omp parallel for schedule(dynamic)
-        for (int64_t p = 0; p < pieces; p++) {
-            int64_t end = (p + 1) * each;
-            multiply_tiles(matrix, around, packed, scales, rows, num, outputs, p * each, end < tiles ? end : tiles);
-        }
-    }
-    free(rows);
-    return 0;
+    Factor factor = {matrix, packed, scales, bias, residual, outputs};
+    return layermesh_multiply_each(&factor, 1, inputs, norm, num);
 }

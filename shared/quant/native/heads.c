@@ -3,6 +3,7 @@
 
 #define PARALLEL_FROM 65536 /* numbers that are turned, or products of queries and keys; less is not worth a second thread */
 enum { WIDEST = 512 };      /* head */
+enum { SIDE_BY_SIDE = 3 };  /* queries that look at a key at the same time, so that their sums stay in registers */
 
 INLINE void turn(const Heads *heads, const void *norm, const float *cosines, const float *sines, void *states, int64_t at) {
     float head[WIDEST], made[WIDEST];
@@ -34,37 +35,58 @@ void layermesh_turn(
     }
 }
 
-/* Let the queries of one head of keys look at `num` of them; `scores` is room for [queries][num] numbers. */
+/* Let `count` queries look at `num` keys and values of one head; `scores` is room for [count][num] numbers. */
+INLINE void attend_some(
+    const Heads *heads, const void *queries, const void *keys, const void *values, void *results, int64_t first,
+    int64_t key_at, int64_t key_step, int64_t value_at, int64_t value_step, int64_t num, float *scores, int64_t size, int count
+) {
+    float query[SIDE_BY_SIDE][WIDEST], state[WIDEST], made[WIDEST], most[SIDE_BY_SIDE], total[SIDE_BY_SIDE];
+    Floats sums[SIDE_BY_SIDE][WIDEST / LANES];
+    UNROLLED for (int q = 0; q < count; q++) {
+        read_floats(heads->bfloat, queries, (first + q) * size, size, query[q]);
+        most[q] = -INFINITY;
+        total[q] = 0.0f;
+        UNROLLED for (int64_t i = 0; i < size / LANES; i++) sums[q][i] = all_floats(0.0f);
+    }
+    for (int64_t k = 0; k < num; k++) {
+        const float *key = (const float *)keys + key_at + k * key_step;
+        if (heads->bfloat) read_floats(1, keys, key_at + k * key_step, size, state), key = state;
+        UNROLLED for (int q = 0; q < count; q++) {
+            float score = dot(query[q], key, size) * (float)heads->scale;
+            scores[q * num + k] = score;
+            most[q] = score > most[q] ? score : most[q];
+        }
+    }
+    UNROLLED for (int q = 0; q < count; q++)
+        for (int64_t k = 0; k < num; k++) scores[q * num + k] = exponential(scores[q * num + k] - most[q]);
+    for (int64_t k = 0; k < num; k++) {
+        const float *value = (const float *)values + value_at + k * value_step;
+        if (heads->bfloat) read_floats(1, values, value_at + k * value_step, size, state), value = state;
+        UNROLLED for (int q = 0; q < count; q++) {
+            Floats share = all_floats(scores[q * num + k]);
+            total[q] += scores[q * num + k];
+            UNROLLED for (int64_t i = 0; i < size / LANES; i++)
+                sums[q][i] = multiply_add(share, load_floats(value + i * LANES), sums[q][i]);
+        }
+    }
+    UNROLLED for (int q = 0; q < count; q++) {
+        for (int64_t i = 0; i < size / LANES; i++)
+            store_floats(made + i * LANES, multiply(sums[q][i], all_floats(1.0f / total[q])));
+        write_floats(heads->bfloat, made, size, results, (first + q) * size);
+    }
+}
+
+/* The same for all queries of one head of keys; `scores` is room for [queries][num] numbers. */
 INLINE void attend_head(
     const Heads *heads, const void *queries, const void *keys, const void *values, void *results, int64_t head,
     int64_t key_at, int64_t key_step, int64_t value_at, int64_t value_step, int64_t num, float *scores, int64_t size
 ) {
-    int64_t group = heads->queries / heads->keys;
-    float query[WIDEST], state[WIDEST], made[WIDEST];
-    Floats sums[WIDEST / LANES];
-    for (int64_t q = 0; q < group; q++) {
-        read_floats(heads->bfloat, queries, (head * group + q) * size, size, query);
-        float *of_query = scores + q * num, most = -INFINITY, total = 0.0f;
-        for (int64_t k = 0; k < num; k++) {
-            const float *key = (const float *)keys + key_at + k * key_step;
-            if (heads->bfloat) read_floats(1, keys, key_at + k * key_step, size, state), key = state;
-            of_query[k] = dot(query, key, size) * (float)heads->scale;
-            most = of_query[k] > most ? of_query[k] : most;
-        }
-        for (int64_t k = 0; k < num; k++) of_query[k] = exponential(of_query[k] - most);
-        UNROLLED for (int64_t i = 0; i < size / LANES; i++) sums[i] = all_floats(0.0f);
-        for (int64_t k = 0; k < num; k++) {
-            const float *value = (const float *)values + value_at + k * value_step;
-            if (heads->bfloat) read_floats(1, values, value_at + k * value_step, size, state), value = state;
-            Floats share = all_floats(of_query[k]);
-            total += of_query[k];
-            UNROLLED for (int64_t i = 0; i < size / LANES; i++)
-                sums[i] = multiply_add(share, load_floats(value + i * LANES), sums[i]);
-        }
-        for (int64_t i = 0; i < size / LANES; i++)
-            store_floats(made + i * LANES, multiply(sums[i], all_floats(1.0f / total)));
-        write_floats(heads->bfloat, made, size, results, (head * group + q) * size);
-    }
+    int64_t group = heads->queries / heads->keys, q = 0;
+#define SOME(COUNT) \
+    attend_some(heads, queries, keys, values, results, head * group + q, key_at, key_step, value_at, value_step, num, \
+                scores + q * num, size, COUNT)
+    for (; q + SIDE_BY_SIDE <= group; q += SIDE_BY_SIDE) SOME(SIDE_BY_SIDE);
+    for (; q < group; q++) SOME(1);
 }
 
 /* Set `results` to what the queries of one token, [heads of queries][size], find among `num` keys and values, each

@@ -22,7 +22,7 @@ DTYPES: Final = (torch.float32, torch.bfloat16)
 CHUNK: Final = 64  # columns under one scale where there are many rows, as in many.c
 HEAD_STEP: Final = 16  # heads are whole numbers of these
 WIDEST_HEAD: Final = 512
-MOST_FIRST: Final = 3  # matrices that make queries, keys and values
+MOST_FACTORS: Final = 3  # matrices that make queries, keys and values
 
 
 @cache
@@ -89,10 +89,10 @@ class Heads(ctypes.Structure):
         self.address = ctypes.addressof(self)
 
 
-class Weights(ctypes.Structure):
-    """One matrix of a layer with its bias, by their addresses: as in layer.c."""
+class Factor(ctypes.Structure):
+    """One matrix of a layer with its bias, by their addresses: as matrix.h says."""
 
-    _fields_ = tuple((name, ctypes.c_void_p) for name in ("matrix", "packed", "scales", "bias"))
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("matrix", "packed", "scales", "bias", "residual", "outputs"))
 
 
 class Layer(ctypes.Structure):
@@ -101,8 +101,8 @@ class Layer(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("heads", "norm", "second_norm", "query_norm", "key_norm")),
         ("num_first", ctypes.c_int64),
-        ("first", Weights * MOST_FIRST),
-        *((name, Weights) for name in ("output", "gate_up", "down")),
+        ("first", Factor * MOST_FACTORS),
+        *((name, Factor) for name in ("output", "gate_up", "down")),
     )
 
 

@@ -1,24 +1,17 @@
 /* A whole layer for one token, in one call: the same products and the same steps between them, with the same bits. */
 #include "heads.h"
 
-enum { MOST_FIRST = 3 }; /* matrices that make queries, keys and values */
-
-typedef struct {
-    const Matrix *matrix;
-    const uint8_t *packed;
-    const uint16_t *scales;
-    const void *bias;
-} Weights;
-
 typedef struct {
     const Heads *heads;
     const void *norm, *second_norm, *query_norm, *key_norm; /* the last two may be NULL */
     int64_t num_first;                                      /* how many of `first` there are */
-    Weights first[MOST_FIRST], output, gate_up, down;
+    Factor first[MOST_FACTORS], output, gate_up, down;      /* without addresses of inputs and results */
 } Layer;
 
-INLINE int multiply_by(const Weights *by, const void *inputs, const void *norm, const void *residual, void *outputs) {
-    return layermesh_multiply_few(by->matrix, by->packed, by->scales, inputs, norm, by->bias, residual, outputs, 1);
+INLINE int multiply_by(Factor by, const void *inputs, const void *norm, const void *residual, void *outputs) {
+    by.residual = residual;
+    by.outputs = outputs;
+    return layermesh_multiply_each(&by, 1, inputs, norm, 1);
 }
 
 /* Write the keys, or the values, of one token to those before it. */
@@ -41,20 +34,22 @@ int layermesh_pass_token(
     char *states = malloc((size_t)((heads->width + looking + hidden + inside) * item)), *column = states;
     if (!states) return 1;
     char *found = states + heads->width * item, *middle = found + looking * item, *gated = middle + hidden * item;
-    int failed = 0;
+    Factor first[MOST_FACTORS];
     for (int64_t i = 0; i < layer->num_first; i++) {
-        failed |= multiply_by(layer->first + i, inputs, layer->norm, NULL, column);
-        column += layer->first[i].matrix->used * item;
+        first[i] = layer->first[i];
+        first[i].outputs = column;
+        column += first[i].matrix->used * item;
     }
+    int failed = layermesh_multiply_each(first, layer->num_first, inputs, layer->norm, 1);
     layermesh_turn(heads, states, cosine, sine, layer->query_norm, layer->key_norm, 1);
     keep(heads, states + looking * item, keys, key_head_step, past * key_step);
     keep(heads, states + (looking + keeping) * item, values, value_head_step, past * value_step);
     failed |= layermesh_attend(
         heads, states, keys, values, found, key_head_step, key_step, value_head_step, value_step, past + 1
     );
-    failed |= multiply_by(&layer->output, found, NULL, inputs, middle);
-    failed |= multiply_by(&layer->gate_up, middle, layer->second_norm, NULL, gated);
-    failed |= multiply_by(&layer->down, gated, NULL, middle, results);
+    failed |= multiply_by(layer->output, found, NULL, inputs, middle);
+    failed |= multiply_by(layer->gate_up, middle, layer->second_norm, NULL, gated);
+    failed |= multiply_by(layer->down, gated, NULL, middle, results);
     free(states);
     return failed;
 }

@@ -30,6 +30,20 @@ typedef struct {
     const void *residual; /* as the results, to which they are added */
 } Around;
 
+enum { MOST_FACTORS = 3 }; /* such as those that make queries, keys and values */
+
+/* One matrix and what its products come to. */
+typedef struct {
+    const Matrix *matrix;
+    const uint8_t *packed;
+    const uint16_t *scales;
+    const void *bias;
+    const void *residual;
+    void *outputs;
+} Factor;
+
+int layermesh_multiply_each(const Factor *factors, int64_t count, const void *inputs, const void *norm, int64_t num);
+
 /* The first row in register `v` of a unit, counted from that of the tile. */
 INLINE int row_of(int unit, int v, int half) { return unit * UNIT + v % VECTORS * LANES + v / VECTORS * half; }
 
@@ -96,8 +110,3 @@ INLINE void finish(
     if (row + UNIT <= matrix->used) finish_some(matrix, around, results, ups, outputs, token, row, UNIT);
     else if (row < matrix->used) finish_some(matrix, around, results, ups, outputs, token, row, matrix->used - row);
 }
-
-int layermesh_multiply_few(
-    const Matrix *matrix, const uint8_t *packed, const uint16_t *scales, const void *inputs, const void *norm,
-    const void *bias, const void *residual, void *outputs, int64_t num
-);
