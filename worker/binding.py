@@ -53,6 +53,10 @@ class Binder:
             place.slots[place.leaf] = tensors.parameters[place.key] if place.is_parameter else tensors[place.key]
         self._bound[block.name] = tensors
 
+    def holds(self, block: Block) -> bool:
+        """Whether the modules compute with tensors of `block` now."""
+        return block.name in self._bound
+
     def unbind(self, block: Block) -> None:
         """Take the tensors of `block` out again, if they are there."""
         if self._bound.pop(block.name, None) is not None:

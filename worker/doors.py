@@ -36,7 +36,8 @@ class Forward(greenlet):
     LayerOutput where the stage ends before the model does) or `failure` what it raised. `cache` is the one its layers were
     handed, which some families make in the middle of their first call. The blocks `on_host` come there, not to the device. A
     trial runs `only` some blocks, the first layer among them, and passes over the others. One that `takes_turns` lets the
-    others of its sweep have the same part of a matrix before it takes the next.
+    others of its sweep have the same part of a matrix before it takes the next. It goes straight through the doors of blocks
+    that are `at_hand`.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Forward(greenlet):
     ) -> None:
         super().__init__(self._run_to_end)
         self.takes_turns = takes_turns
+        self.at_hand: Callable[[Block], bool] = _nothing_is
         self._held: Block | None = None
         self._forward = run
         self.entry = entry
@@ -73,13 +75,15 @@ class Forward(greenlet):
 
     def pause(self, block: Block) -> None:
         """From inside the forward: wait until the driver has brought `block`."""
-        assert self.parent is not None
-        self.parent.switch(block)
+        if not self.at_hand(block):
+            assert self.parent is not None
+            self.parent.switch(block)
 
     def let_others(self) -> None:
         """From inside the forward, in the middle of a block: wait until all that are there have come as far."""
         assert self._held is not None
-        self.pause(self._held)
+        assert self.parent is not None
+        self.parent.switch(self._held)
 
     def _run_to_end(self) -> None:
         try:
@@ -199,3 +203,7 @@ def _current() -> Forward:
     forward = getcurrent()
     assert isinstance(forward, Forward), "a layer was called outside a sweep"
     return forward
+
+
+def _nothing_is(_block: Block) -> bool:
+    return False

@@ -58,6 +58,8 @@ class HostLayers:
 
     def bring_cache(self, cache: Cache | None, block: Block, device: torch.device | None = None) -> None:
         """Move what a session's cache has of the layer of `block` to `device`, by default back to where layers usually run."""
+        if self.bus_rate is None:  # there is no other place
+            return
         own: Any = getattr(cache, "self_attention_cache", cache)
         if own is None or block.layer is None:
             return

@@ -60,7 +60,7 @@ class Streamer:
         self._placed = dict(remains.placed)  # of blocks resident on the device
         self._slot_bytes = residency.buffer_bytes if placement.keeps_apart else residency.slot_bytes
         num_slots = 1 + LOOK_AHEAD if placement.keeps_apart else residency.num_slots
-        self._slots = [] if self._is_settled else [placement.buffer(self._slot_bytes) for _ in range(num_slots)]
+        self._slots = [] if self.is_settled else [placement.buffer(self._slot_bytes) for _ in range(num_slots)]
 
     @contextmanager
     def hold(self, block: Block) -> Iterator[LoadedTensors]:
@@ -133,13 +133,13 @@ class Streamer:
             return self._placement.lend(block, present.buffer)
         self._placed[block.name] = self._placement.keep(block, present.buffer)
         del self._present[block.name]
-        if self._is_settled:
+        if self.is_settled:
             self._slots.clear()
         return self._placed[block.name]
 
     def _prepare_next(self, block: Block) -> None:
         """Have the next block that is lent set out for the device, if it has been read, while this one computes."""
-        if self._is_settled or not self._placement.keeps_apart:
+        if self.is_settled or not self._placement.keeps_apart:
             return
         position = self._position[block.name]
         others = (*self._blocks[position + 1 :], *self._blocks[:position])
@@ -167,7 +167,7 @@ class Streamer:
 
     def _look_ahead(self, block: Block) -> None:
         """Start to read what comes after `block`: the next blocks, and for every free slot the next one that streams."""
-        if self._is_settled:
+        if self.is_settled:
             return
         position = self._position[block.name]
         for distance in range(1, len(self._blocks)):
@@ -192,6 +192,6 @@ class Streamer:
         return block.name in self._on_host or (block.name in self._resident and not passes_through)
 
     @property
-    def _is_settled(self) -> bool:
+    def is_settled(self) -> bool:
         """Whether all blocks are on the device and stay there."""
         return len(self._placed) == len(self._blocks)

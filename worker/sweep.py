@@ -24,6 +24,8 @@ def sweep(
     """
     order = {block.name: position for position, block in enumerate(blocks)}
     try:
+        if len(forwards) == 1 and watcher is None and streamer.is_settled:
+            forwards[0].at_hand = binder.holds
         for forward in forwards:
             forward.advance()
         position = 0
