@@ -17,6 +17,7 @@ from layermesh.shared.quant.forms import ROW_MULTIPLE, QuantForm, choose_form
 
 SMALLEST_ELEMENTS: Final = 2048  # below that a matrix is not worth a scale
 HEAD_BITS: Final = 8
+HEAD_GROUP: Final = 128  # where the layers have fewer bits: a head in groups of 32 would be a tenth larger and no better
 _ROUTERS: Final = frozenset({"gate", "router", "shared_expert_gate", "wg"})  # a wrong choice of expert costs more than they do
 _MOST_EXPERTS: Final = 1024
 # Small models suffer more from 4 bits, and some matrices more than others (stories15M: 90.3 % the same choice of token with all
@@ -59,7 +60,8 @@ def select(definition: ModelDefinition, table: BlockTable, request: PackRequest)
     head = next((tensor for tensor in table.head.tensors if f"{definition.head}.weight" in tensor.names), None)
     head_form = None
     if head is not None:
-        request = PackRequest(max(request.bits, HEAD_BITS), request.group_size)
+        if request.bits < HEAD_BITS:
+            request = PackRequest(HEAD_BITS, HEAD_GROUP)
         head_form = _form(head, ParameterReader(table.head.recipes), request)
     bounds = _bounds(head, head_form, table, forms) if head is not None and head_form is not None else ()
     return Selection(forms, head if bounds else None, head_form if bounds else None, bounds)
