@@ -39,6 +39,10 @@ class FileReader:
         self._active = 0
         self._since = 0.0
 
+    def check(self, path: Path) -> None:
+        """Look at a file once; raises CheckpointError where it is not what was packed or stored."""
+        self._hashes.check(path)
+
     def read_into(self, path: Path, offset: int, target: memoryview) -> None:
         """Fill `target` with the bytes of `path` from `offset` on.
 
@@ -47,7 +51,7 @@ class FileReader:
         """
         with self._counting():
             try:
-                self._hashes.check(path)
+                self.check(path)
                 file = self._open(path)
                 num_read = file.read(offset, target)
                 changed = file.has_changed()

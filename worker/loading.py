@@ -12,6 +12,7 @@ from layermesh.shared.checkpoints.decoding import decode
 from layermesh.shared.checkpoints.tensors import StoredTensor, as_matrix, stored_rows
 from layermesh.shared.model.blocks import NUM_READERS, READ_BYTES, Block
 from layermesh.shared.model.recipes import Conversion, Copy, Recipe
+from layermesh.worker.ahead import AheadChecker
 from layermesh.worker.buffers import Buffer, block_tensors
 from layermesh.worker.extents import Extent, find_extents
 from layermesh.worker.files import FileReader
@@ -25,12 +26,14 @@ class BlockLoader:
 
     def __init__(self, files: FileReader) -> None:
         self._files = files
+        self.ahead = AheadChecker(files)
         self._readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="layermesh-reader")
         self._staging = threading.local()
         self._routes: dict[str, _Route] = {}
 
     def start(self, block: Block, buffer: Buffer) -> "Loading":
         """Begin to load `block` into `buffer` and return at once."""
+        self.ahead.reach(block)
         route = self._route(block)
         parts = [self._readers.submit(self._fill, piece, buffer) for piece in route.pieces]
         parts += [self._readers.submit(self._make, job, buffer) for job in self._jobs(block, route.others, buffer)]
@@ -38,6 +41,7 @@ class BlockLoader:
 
     def close(self) -> None:
         """Drop what has not begun and wait for the reads under way."""
+        self.ahead.close()
         self._readers.shutdown(wait=True, cancel_futures=True)
 
     def read(self, source: StoredTensor, out: torch.Tensor) -> None:

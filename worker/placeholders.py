@@ -11,9 +11,9 @@ import torch
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttentionCacheLayerMixin
 
+from layermesh.shared.model.caches import PreallocatedLayer
 from layermesh.shared.model.definition import ModelDefinition
 from layermesh.shared.spans import LayerSpan
-from layermesh.shared.model.caches import PreallocatedLayer
 
 _PLAIN: Final = (DynamicLayer, PreallocatedLayer)
 

@@ -6,10 +6,10 @@ import torch
 from transformers import Cache
 
 from layermesh.shared.frames import Frame, SessionId
+from layermesh.shared.model.caches import preallocate
 from layermesh.shared.model.definition import ModelDefinition
 from layermesh.shared.model.lean import lean_layers
 from layermesh.shared.spans import LayerSpan
-from layermesh.shared.model.caches import preallocate
 from layermesh.worker.placeholders import fill_placeholders
 
 CACHE_NAMES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")

@@ -226,6 +226,7 @@ class Stage:
             remains = self._close_streamer(residency)
             self._streamer = Streamer(residency, self._loader, place_on(self.device, residency), remains)
             self._doors.lead_to(residency.blocks)
+            self._loader.ahead.follow(residency.blocks)
         self.residency = residency
 
     def _close_streamer(self, residency: Residency) -> Remains | None:
@@ -241,6 +242,8 @@ class Stage:
     def _load_rest(self, table: BlockTable) -> None:
         embeds = self.span.start == 0 or needs_embeddings_everywhere(self._definition)
         buffer = Buffer(self._rest.loaded_bytes)
+        if embeds:
+            self._loader.ahead.expect(stored.path for stored in table.lookups.values())
         self._loader.start(self._rest, buffer).wait()
         self._binder.bind(self._rest, block_tensors(self._rest, buffer.bytes.to(self.device)))
         for path, stored in table.lookups.items():

@@ -12,7 +12,16 @@ from layermesh.shared.model.caches import PreallocatedLayer
 from layermesh.shared.model.lean_layer import LeanLayer
 from layermesh.shared.quant.around import NOTHING, Around
 from layermesh.shared.quant.linear import QuantLinear
-from layermesh.shared.quant.native.kernel import DTYPES, HEAD_STEP, MOST_FACTORS, WIDEST_HEAD, Factor, Heads, Layer, NativeKernel
+from layermesh.shared.quant.native.kernel import (
+    DTYPES,
+    HEAD_STEP,
+    MOST_FACTORS,
+    WIDEST_HEAD,
+    Factor,
+    Heads,
+    Layer,
+    NativeKernel,
+)
 
 Phases = tuple[torch.Tensor, torch.Tensor]
 
@@ -95,7 +104,7 @@ class PackedLayer(LeanLayer):
         for member in self._members:
             buffers = member._buffers
             tensors += buffers["packed"], buffers["scales"], member._parameters.get("bias")
-        made_of = [heads, *(None if tensor is None else tensor.data_ptr() for tensor in tensors)]
+        made_of: list[object] = [heads, *(None if tensor is None else tensor.data_ptr() for tensor in tensors)]
         if made_of != self._layer_of:
             on_host = all(tensor is None or tensor.is_cpu for tensor in tensors)
             self._layer, self._layer_of = self._compose(heads) if on_host else None, made_of

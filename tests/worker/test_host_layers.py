@@ -10,10 +10,10 @@ from layermesh.coordinator.pipeline import Pipeline
 from layermesh.shared.errors import ResourceError
 from layermesh.shared.footprint import Footprint
 from layermesh.shared.frames import LayerOutput, SessionId
+from layermesh.shared.model.caches import PreallocatedLayer
 from layermesh.shared.residency import LOOK_AHEAD
 from layermesh.shared.spans import LayerSpan
 from layermesh.worker import stage as stages
-from layermesh.shared.model.caches import PreallocatedLayer
 from layermesh.worker.host_layers import NUM_TRIALS, HostLayers, move_attributes, moved
 from layermesh.worker.stage import Stage
 from tests.architectures.runs import answer_greedily, difference

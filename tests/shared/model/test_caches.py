@@ -30,3 +30,19 @@ def test_only_layers_that_grow_and_were_named_are_given_room():
     preallocate(cache, {0, 1, 2}, 9)
     assert [type(layer) for layer in cache.layers] == [PreallocatedLayer, object, DynamicLayer, DynamicLayer]
     preallocate(None, {0}, 9)
+
+
+def test_a_claimed_place_is_where_the_next_token_goes():
+    ours, theirs = PreallocatedLayer(4), DynamicLayer()
+    assert ours.claim() is None  # nothing is known of its shape yet
+    keys, values = torch.randn(2, 1, 2, 4, 8).unbind()
+    for layer in (ours, theirs):
+        layer.update(keys[:, :, :3], values[:, :, :3])
+    room_for_keys, room_for_values, past = ours.claim()
+    assert past == 3
+    room_for_keys[:, :, past], room_for_values[:, :, past] = keys[:, :, 3], values[:, :, 3]
+    theirs.update(keys[:, :, 3:], values[:, :, 3:])
+    assert torch.equal(ours.keys, theirs.keys)
+    assert torch.equal(ours.values, theirs.values)
+    assert ours.claim() is None  # it is full, and has not counted a token that has no place
+    assert ours.get_seq_length() == 4
