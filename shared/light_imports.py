@@ -56,8 +56,7 @@ class _StandIn(ModuleType):
 
     def __init__(self, name: str, names: Mapping[str, Any]) -> None:
         super().__init__(name, "A light stand-in for the module of this name.")
-        self.__path__: list[str] = []  # so that a module inside may be asked for, and found among the stand-ins
-        vars(self).update(names)
+        vars(self).update(names, __path__=[])  # a module inside may be asked for, and be found among the stand-ins
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

@@ -3,7 +3,7 @@
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,16 +161,17 @@ def compute_buffers(model: Any, missing: frozenset[str]) -> None:
 
 def _build(config: Any, dtype: torch.dtype) -> Any:
     """Build the model on the meta device, and only its ranges, if its code allows for that, elsewhere."""
-    for ranges in (_RealRanges(), nullcontext()):
-        try:
-            with torch.device("meta"), ranges, no_init_weights():
-                model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-            break
-        except Exception:
-            if isinstance(ranges, nullcontext):
-                raise
+    try:
+        model = _build_on_meta(config, dtype, _RealRanges())
+    except Exception:
+        model = _build_on_meta(config, dtype, nullcontext())
     model.tie_weights(recompute_mapping=False)  # which transformers leaves out with the initial values
     return model
+
+
+def _build_on_meta(config: Any, dtype: torch.dtype, exceptions: AbstractContextManager[object]) -> Any:
+    with torch.device("meta"), exceptions, no_init_weights():  # what is entered later is asked first
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
 
 
 class _RealRanges(TorchFunctionMode):
