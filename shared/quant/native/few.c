@@ -81,7 +81,8 @@ INLINE void multiply_units(
                 }
         const uint16_t *scale = at.scales + 2 * g * matrix->rows; /* those of a tile lie far apart */
         int64_t later = g + GROUPS_AHEAD;
-        prefetch((later < groups ? at.scales + 2 * later * matrix->rows : next.scales + 2 * (later - groups) * matrix->rows), 8 * half);
+        const uint16_t *wanted_scales = later < groups ? at.scales : next.scales;
+        prefetch(wanted_scales + 2 * (later < groups ? later : later - groups) * matrix->rows, 8 * half);
         UNROLLED for (int u = 0; u < units; u++)
             UNROLLED for (int v = 0; v < EACH; v++) {
                 int row = row_of(first + u, v, half);
