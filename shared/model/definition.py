@@ -3,17 +3,15 @@
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers import logging as transformers_logging
-from transformers.initialization import no_init_weights
 
 from layermesh.shared.checkpoints.packing import Packing
 from layermesh.shared.errors import CheckpointError, UnsupportedModelError
@@ -121,8 +119,8 @@ def define_model(config_dir: Path, dtype: torch.dtype) -> ModelDefinition:
     config = read_config(config_dir)
     packing, scheme = take_quantisation(config, config_dir)
     try:
-        with _BUILDING, _quiet():
-            model = _build(config, dtype)
+        with _BUILDING, _quiet(), torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     except Exception as error:  # any code of any family, given values it may not expect
         raise UnsupportedModelError(f"transformers cannot build the model in {config_dir}: {_one_line(error)}") from error
     model.eval()
@@ -153,38 +151,8 @@ def compute_buffers(model: Any, missing: frozenset[str]) -> None:
         owner._buffers[leaf] = torch.empty_like(owner._buffers[leaf], device="cpu")
     for module in model.modules():
         module._is_hf_initialized = False
-    for parameter in model.parameters():
-        parameter._is_hf_initialized = True  # they are to be loaded
     with _BUILDING:
         model.initialize_weights()
-
-
-def _build(config: Any, dtype: torch.dtype) -> Any:
-    """Build the model on the meta device, and only its ranges, if its code allows for that, elsewhere."""
-    try:
-        model = _build_on_meta(config, dtype, _RealRanges())
-    except Exception:
-        model = _build_on_meta(config, dtype, nullcontext())
-    model.tie_weights(recompute_mapping=False)  # which transformers leaves out with the initial values
-    return model
-
-
-def _build_on_meta(config: Any, dtype: torch.dtype, exceptions: AbstractContextManager[object]) -> Any:
-    with torch.device("meta"), exceptions, no_init_weights():  # what is entered later is asked first
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-
-
-class _RealRanges(TorchFunctionMode):
-    """Makes ranges real, and so all that is computed from them.
-
-    On the meta device torch would load sympy and its compiler for that: 70 MB, and a second or two.
-    """
-
-    def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if function is not torch.arange or kwargs.get("device") is not None:
-            return function(*args, **kwargs)
-        return torch.arange(*args, **{**kwargs, "device": "cpu"})
 
 
 @contextmanager
