@@ -24,20 +24,18 @@ class AheadChecker:
         self._asked: set[Path] = set()
         self._order: Sequence[Block] = ()
         self._position: dict[str, int] = {}
+        self._next = 0  # the first block of the order whose files have not been asked for
 
     def follow(self, blocks: Sequence[Block]) -> None:
         """Expect `blocks`, one after the other, from the first on."""
-        self._order = blocks
+        self._order, self._next = blocks, 0
         self._position = {block.name: index for index, block in enumerate(blocks)}
-        for block in blocks[:BLOCKS_AHEAD]:
-            self.expect(_paths(block))
+        self._expect_until(BLOCKS_AHEAD)
 
     def reach(self, block: Block) -> None:
-        """Note that `block` is about to be read."""
-        position = self._position.get(block.name)
-        if position is not None:
-            for following in self._order[position + 1 : position + 1 + BLOCKS_AHEAD]:
-                self.expect(_paths(following))
+        """Note that `block` is about to be read; once all files have been asked for, that costs nothing."""
+        if self._next < len(self._order):
+            self._expect_until(self._position.get(block.name, -1) + 1 + BLOCKS_AHEAD)
 
     def expect(self, paths: Iterable[Path]) -> None:
         """Check files, each once; what is wrong with one comes out when it is read."""
@@ -45,6 +43,11 @@ class AheadChecker:
             if path not in self._asked:
                 self._asked.add(path)
                 self._checkers.submit(self._check, path)
+
+    def _expect_until(self, end: int) -> None:
+        for block in self._order[self._next : end]:
+            self.expect(_paths(block))
+        self._next = min(max(self._next, end), len(self._order))
 
     def close(self) -> None:
         """Drop what has not begun, and wait for the rest."""

@@ -17,7 +17,7 @@ from layermesh.shared.quant.forms import ROW_MULTIPLE, QuantForm, choose_form
 
 SMALLEST_ELEMENTS: Final = 2048  # below that a matrix is not worth a scale
 HEAD_BITS: Final = 8
-HEAD_GROUP: Final = 128  # where the layers have fewer bits: a head in groups of 32 would be a tenth larger and no better
+HEAD_GROUP: Final = 128  # where the layers have fewer bits: a head in groups of 32 would be a tenth larger
 _ROUTERS: Final = frozenset({"gate", "router", "shared_expert_gate", "wg"})  # a wrong choice of expert costs more than they do
 _MOST_EXPERTS: Final = 1024
 # Small models suffer more from 4 bits, and some matrices more than others (stories15M: 90.3 % the same choice of token with all

@@ -36,6 +36,13 @@ class Unbound:
         yield
 
 
+class AllButTheSecond(Unbound):
+    """Has all blocks bound but one."""
+
+    def holds(self, block):
+        return block is not BLOCKS[1]
+
+
 def walk(layers, log, name, error=None, at=None):
     """A forward that goes through `layers` and raises `error` behind layer `at`."""
 
@@ -60,6 +67,16 @@ def test_every_block_is_brought_once_for_all_who_wait():
     assert stream.brought == [0, 1, 2, 3, 4]
     assert [entry for entry in log if entry[1] != "end"] == [(name, layer) for layer in range(5) for name in "abc"]
     assert [forward.result for forward in forwards] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("names", ["a", "ab"], ids=["alone", "with another"])
+def test_one_that_is_alone_goes_straight_through_what_stays(names):
+    stream, log = Stream(), []
+    stream.is_settled = True
+    forwards = [walk(range(5), log, name) for name in names]
+    sweep(forwards, BLOCKS, stream, AllButTheSecond())
+    assert stream.brought == ([1] if names == "a" else [0, 1, 2, 3, 4])  # the others take turns as ever
+    assert [forward.result for forward in forwards] == list(names)
 
 
 def test_forwards_of_different_ways_are_brought_what_each_wants():

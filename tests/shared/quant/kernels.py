@@ -18,5 +18,5 @@ def relative_error(made: torch.Tensor, expected: torch.Tensor) -> float:
     return float((made.double() - expected).norm() / expected.norm())
 
 
-def some_heads(dtype: torch.dtype, size: int = 64, turned: int = 64) -> Heads:
-    return Heads(6, 2, size, turned, dtype, 1e-6, size**-0.5)
+def some_heads(dtype: torch.dtype, size: int = 64, turned: int = 64, queries: int = 6) -> Heads:
+    return Heads(queries, 2, size, turned, dtype, 1e-6, size**-0.5)

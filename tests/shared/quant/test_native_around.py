@@ -71,14 +71,15 @@ def test_heads_are_turned_as_the_lean_layer_turns_them(native, dtype, turned, ha
 
 
 @pytest.mark.parametrize("num", [1, 5, 700])
+@pytest.mark.parametrize("each", [2, 3, 4, 7])  # queries of a head of keys, which look at it three at a time
 @pytest.mark.parametrize("size", [32, 64, 128])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_queries_find_what_torch_finds(native, dtype, size, num):
-    heads = some_heads(dtype, size, size)
-    query = 3 * torch.randn(1, 6, 1, size).to(dtype)
+def test_queries_find_what_torch_finds(native, dtype, size, each, num):
+    heads = some_heads(dtype, size, size, 2 * each)
+    query = 3 * torch.randn(1, 2 * each, 1, size).to(dtype)
     keys, values = torch.randn(2, 1, 2, num + 9, size).to(dtype)[:, :, :, :num]
-    found = torch.empty(1, 1, 6 * size, dtype=dtype)
+    found = torch.empty(1, 1, 2 * each * size, dtype=dtype)
     native.attend(heads, query, keys, values, found)
-    grouped = query.double().view(1, 2, 3, size)
+    grouped = query.double().view(1, 2, each, size)
     expected = torch.nn.functional.scaled_dot_product_attention(grouped, keys.double(), values.double(), scale=size**-0.5)
     assert relative_error(found.view(-1), expected.reshape(-1)) < (2e-6 if dtype is torch.float32 else 3e-3)
