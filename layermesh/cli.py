@@ -10,6 +10,7 @@ from layermesh.commands import bench, generate, membership, mesh, models, plan  
 from layermesh.commands.app import app
 from layermesh.interrupts import INTERRUPTED, catch_interrupts, end_interrupted, was_interrupted
 from layermesh.reporting import prepare_streams
+from layermesh.shared.light_imports import lighten_imports
 from layermesh.shared.tls_floor import refuse_old_tls
 
 
@@ -21,6 +22,7 @@ def main() -> None:
         warnings.simplefilter("ignore")  # remarks of one library about another are not for the user's eyes
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     refuse_old_tls()
+    lighten_imports()
     try:
         app()
     except SystemExit as end:

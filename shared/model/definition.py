@@ -3,7 +3,7 @@
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,13 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers import logging as transformers_logging
+from transformers.initialization import no_init_weights
 
 from layermesh.shared.checkpoints.packing import Packing
 from layermesh.shared.errors import CheckpointError, UnsupportedModelError
+from layermesh.shared.light_imports import load_compiler
 from layermesh.shared.model.foreign_code import leave_out_foreign_code
+from layermesh.shared.model.meta_device import LightMeta
 from layermesh.shared.model.schemes import QuantScheme
 from layermesh.shared.model.stored_quants import take_quantisation
 
@@ -119,14 +122,14 @@ def define_model(config_dir: Path, dtype: torch.dtype) -> ModelDefinition:
     config = read_config(config_dir)
     packing, scheme = take_quantisation(config, config_dir)
     try:
-        with _BUILDING, _quiet(), torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        with _BUILDING, _quiet():
+            model = _build(config, dtype)
     except Exception as error:  # any code of any family, given values it may not expect
         raise UnsupportedModelError(f"transformers cannot build the model in {config_dir}: {_one_line(error)}") from error
     model.eval()
     layers_path, layers = _find_layers(model)
     towers = _find_towers(model)
-    return ModelDefinition(
+    definition = ModelDefinition(
         model=model,
         layers=layers,
         layers_path=layers_path,
@@ -137,6 +140,9 @@ def define_model(config_dir: Path, dtype: torch.dtype) -> ModelDefinition:
         packing=packing,
         scheme=scheme,
     )
+    if not definition.takes_chunks:
+        load_compiler()
+    return definition
 
 
 def compute_buffers(model: Any, missing: frozenset[str]) -> None:
@@ -148,11 +154,29 @@ def compute_buffers(model: Any, missing: frozenset[str]) -> None:
     for name in names:
         path, _, leaf = name.rpartition(".")
         owner = model.get_submodule(path)
-        owner._buffers[leaf] = torch.empty_like(owner._buffers[leaf], device="cpu")
+        likeness = owner._buffers[leaf]
+        owner._buffers[leaf] = torch.empty(likeness.shape, dtype=likeness.dtype, device="cpu")  # empty_like loads the compiler
     for module in model.modules():
         module._is_hf_initialized = False
+    for parameter in model.parameters():
+        parameter._is_hf_initialized = True  # they are to be loaded
     with _BUILDING:
         model.initialize_weights()
+
+
+def _build(config: Any, dtype: torch.dtype) -> Any:
+    """Build the model on the meta device, and only its ranges, if its code allows for that, elsewhere."""
+    try:
+        model = _build_on_meta(config, dtype, LightMeta())
+    except Exception:
+        model = _build_on_meta(config, dtype, nullcontext())
+    model.tie_weights(recompute_mapping=False)  # which transformers leaves out with the initial values
+    return model
+
+
+def _build_on_meta(config: Any, dtype: torch.dtype, exceptions: AbstractContextManager[object]) -> Any:
+    with torch.device("meta"), exceptions, no_init_weights():  # what is entered later is asked first
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
 
 
 @contextmanager

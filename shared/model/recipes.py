@@ -17,6 +17,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, dot
 from layermesh.shared.checkpoints.rows import Combine, RowMove, find_row_moves
 from layermesh.shared.checkpoints.tensors import StoredTensor, as_matrix, stored_rows
 from layermesh.shared.errors import CheckpointError
+from layermesh.shared.model.meta_device import LightMeta
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,8 @@ def _convert(group: _Gathered, model: Any, parameters: dict[str, torch.Tensor]) 
     sources = [source for _, source in group.sources]
     try:
         blank = [torch.empty(source.shape, device="meta") for source in sources]
-        made = {name: tuple(tensor.shape) for name, tensor in group.combine(blank, model).items()}
+        with LightMeta():
+            made = {name: tuple(tensor.shape) for name, tensor in group.combine(blank, model).items()}
     except Exception as error:
         names = ", ".join(source.name for source in sources[:3])
         raise CheckpointError(f"{names} … do not combine into {group.target}: {error}. Files may be missing.") from error

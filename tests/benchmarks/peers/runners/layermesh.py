@@ -4,8 +4,8 @@ import time
 
 import torch
 
-from layermesh import LayerMesh
 from layermesh.settings import OpeningOptions
+from layermesh.shared.light_imports import lighten_imports
 
 from .figures import TokenClock, report, skip
 from .job import Job
@@ -14,6 +14,9 @@ from .job import Job
 def main() -> None:
     """Run the job."""
     job = Job.from_command_line()
+    lighten_imports()  # as the command line does, before it imports anything heavy
+    from layermesh import LayerMesh
+
     torch.set_num_threads(job.num_threads)
     unknown = job.options.keys() - OpeningOptions.__annotations__.keys()
     if unknown:
