@@ -37,7 +37,7 @@ class Tokenizer:
             if not _is_fault(error):
                 raise
             raise _unusable(model, f"its tokenizer in {tokenizer_dir} does not load ({_first_line(error)})") from error
-        if not loaded.get_vocab().keys() - loaded.get_added_vocab().keys():
+        if len(loaded) == len(loaded.get_added_vocab()):
             # What transformers makes of some models' folders that hold no tokenizer files.
             raise _unusable(model, f"{tokenizer_dir} holds no vocabulary")
         return cls(loaded, model)
