@@ -47,8 +47,8 @@ async def _drain(outgoing: "asyncio.Queue[pb.PrepareRequest | None]") -> AsyncIt
 
 async def _send(reading: Reading, part: str, outgoing: "asyncio.Queue[pb.PrepareRequest | None]") -> None:
     try:
-        async for chunk in read_chunks(reading, part):
-            await outgoing.put(pb.PrepareRequest(chunk=chunk))
+        async for request in read_chunks(reading, part, pb.PrepareRequest):
+            await outgoing.put(request)
     except Exception:
         await outgoing.put(None)  # or the worker would wait for the rest, and we for it
         raise

@@ -30,6 +30,7 @@ from layermesh.worker.own_models import find_own
 from layermesh.worker.patience import without_silence
 from layermesh.worker.stage import Stage
 from layermesh.worker.store import Store, StoredModel
+from layermesh.worker.write_behind import WriteBehind
 
 NUM_TRIES = 2  # of a part that comes damaged
 TOLD_BYTES = 4 << 20  # that come between two words about it
@@ -209,20 +210,14 @@ async def _receive(
     """Write what `source` sends of a part, from where an earlier try ended, and return how many bytes came."""
     with stored.receiving(part) as writer:
         fetched, told, sha256 = 0, 0, b""
-        writing: asyncio.Future[None] | None = None
-        try:
+        async with WriteBehind() as writing:
             async for chunk in source(writer.offset):
-                if writing is not None:
-                    await to_its_end(writing)  # one chunk is written while the next one comes
-                writing = asyncio.ensure_future(asyncio.to_thread(writer.write, chunk.data))
-                fetched += len(chunk.data)
-                sha256 = chunk.sha256
+                data, sha256 = chunk.data, chunk.sha256  # a copy of it, each time it is looked at
+                await writing.put(writer.write, data)
+                fetched += len(data)
                 if fetched - told >= TOLD_BYTES or sha256:
                     tell(fetched)
                     told = fetched
-        finally:
-            if writing is not None:  # a thread has the file in its hands until then
-                await to_its_end(writing)
         await to_its_end(asyncio.to_thread(writer.finish, sha256))
         return fetched
 

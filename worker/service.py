@@ -176,8 +176,8 @@ class WorkerService(WorkerServiceServicer):
         assert stored is not None
         with self._store.in_use(request.fingerprint):
             try:
-                async for chunk in read_chunks(stored.read(request.part, request.offset), request.part):
-                    yield pb.FetchResponse(chunk=chunk)
+                async for response in read_chunks(stored.read(request.part, request.offset), request.part, pb.FetchResponse):
+                    yield response
             except CheckpointError as error:
                 await context.abort(grpc.StatusCode.DATA_LOSS, str(error))
 

@@ -3,6 +3,7 @@ import hashlib
 
 import pytest
 
+from layermesh.protos import mesh_pb2 as pb
 from layermesh.shared.chunks import in_chunks, read_chunks
 from layermesh.shared.errors import CheckpointError
 from layermesh.shared.part_source import PartReading
@@ -10,7 +11,7 @@ from layermesh.shared.wire import PART_BYTES
 
 
 async def collect(reading):
-    return [chunk async for chunk in read_chunks(reading, "layer 3")]
+    return [message.chunk async for message in read_chunks(reading, "layer 3", pb.PrepareRequest)]
 
 
 @pytest.mark.parametrize("num_bytes", [0, 1, PART_BYTES, PART_BYTES + 1, 3 * PART_BYTES])
@@ -38,8 +39,8 @@ def test_what_reading_raises_comes_after_what_was_read():
     seen = []
 
     async def run():
-        async for chunk in read_chunks(PartReading(broken(), 0), "rest"):
-            seen.append(chunk.data)  # noqa: PERF401 - what came before the error counts
+        async for message in read_chunks(PartReading(broken(), 0), "rest", pb.FetchResponse):
+            seen.append(message.chunk.data)  # noqa: PERF401 - what came before the error counts
 
     with pytest.raises(CheckpointError, match="unplugged"):
         asyncio.run(run())
