@@ -17,7 +17,9 @@ from layermesh.shared.errors import UnsupportedModelError
 from layermesh.shared.frames import LayerOutput
 from layermesh.shared.model.blocks import Block
 from layermesh.shared.model.definition import ModelDefinition
+from layermesh.shared.model.lean_layer import LeanLayer
 from layermesh.shared.quant.linear import PackedHead
+from layermesh.shared.quant.plain import multiply, suits
 from layermesh.shared.spans import LayerSpan
 from layermesh.worker.host_layers import HostLayers
 
@@ -105,6 +107,7 @@ class Doors:
         self._layers: Mapping[int, Block] = {}
         self._head: Sequence[Block] = ()
         self._pieces: Mapping[str, Block] = {}
+        self._is_lean = any(isinstance(layer, LeanLayer) for layer in definition.layers)  # the head, too, is then multiplied so
         self._doored: set[str] = set()  # linear layers with a door of their own
         self._forwards: list[Any] = [layer.forward for layer in definition.layers]
         for index, layer in enumerate(definition.layers):
@@ -188,7 +191,8 @@ class Doors:
             _current().pause(piece)
             start, end = piece.rows
             bias = None if self._projection.bias is None else self._projection.bias[start:end]
-            logits[..., start:end] = nn.functional.linear(hidden, self._projection.weight, bias)
+            product = multiply if self._is_lean and suits(hidden, self._projection.weight) else nn.functional.linear
+            logits[..., start:end] = product(hidden, self._projection.weight, bias)
         return logits
 
     def _project_packed(self, hidden: torch.Tensor, projection: PackedHead) -> torch.Tensor:

@@ -23,6 +23,7 @@ from layermesh.worker.files import FileReader
 from layermesh.worker.host_layers import HostLayers
 from layermesh.worker.loading import BlockLoader
 from layermesh.worker.lookups import RowLookup, leave_blank
+from layermesh.worker.meetings import Meetings
 from layermesh.worker.out_of_memory import OUT_OF_MEMORY, is_out_of_memory, minding_memory
 from layermesh.worker.placement import bus_rate, place_on
 from layermesh.worker.sessions import Session
@@ -254,6 +255,7 @@ class Stage:
                 leave_blank(module, self.device)
         if self.device.type == "cpu":
             Turns(self._definition)
+            Meetings(self._definition)
         else:
             for module in self._definition.model.modules():
                 computed = {name: buffer for name, buffer in module._buffers.items() if buffer is not None}

@@ -12,6 +12,8 @@ import torch
 
 from layermesh.shared.quant.forms import QuantForm
 from layermesh.shared.quant.multiplying import multiply
+from layermesh.shared.quant.plain import multiply as multiply_plain
+from layermesh.shared.quant.plain import suits
 from layermesh.shared.quant.sizes import DEFAULT_GROUP, KINDS
 from layermesh.shared.quant.tiles import packing_tile
 from layermesh.worker.buffers import Buffer
@@ -59,7 +61,8 @@ def measure_flops(device: torch.device) -> float:
 def _plain_rate(device: torch.device, dtype: torch.dtype, most_bytes: int, seconds: float) -> float:
     token = torch.full((1, _COLUMNS), _VALUE, dtype=dtype, device=device)
     matrices = [_filled((rows, _COLUMNS), _VALUE, dtype, device) for rows in _cut(most_bytes, _COLUMNS * dtype.itemsize)]
-    products = [partial(torch.nn.functional.linear, token, matrix) for matrix in matrices]
+    product = multiply_plain if suits(token, matrices[0]) else torch.nn.functional.linear
+    products = [partial(product, token, matrix, None) for matrix in matrices]
     return sum(matrix.nbytes for matrix in matrices) / _median(device, products, seconds)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 SOURCES: Final = Path(__file__).parent
-_PARTS: Final = ("few", "many", "heads", "layer")
+_PARTS: Final = ("few", "many", "plain", "heads", "layer")
 _FLAGS: Final = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=off", "-fwrapv", "-fPIC", "-fopenmp")
 _SECONDS: Final = 60
 _CPU_INFO: Final = Path("/proc/cpuinfo")

@@ -20,6 +20,7 @@ from layermesh.shared.quant.native.openmp import share_openmp
 SWITCH: Final = "LAYERMESH_NATIVE"  # 0 leaves it out
 DTYPES: Final = (torch.float32, torch.bfloat16)
 CHUNK: Final = 64  # columns under one scale where there are many rows, as in many.c
+PLAIN_COLUMNS: Final = 32  # matrices that are not packed have whole numbers of these
 HEAD_STEP: Final = 16  # heads are whole numbers of these
 WIDEST_HEAD: Final = 512
 MOST_FACTORS: Final = 3  # matrices that make queries, keys and values
@@ -156,6 +157,7 @@ class NativeKernel:
     def __init__(self, library: Any) -> None:
         self._multiply_few = _declared(library.layermesh_multiply_few, 8, 1)
         self._multiply_many = _declared(library.layermesh_multiply_many, 8, 1)
+        self._multiply_plain = _declared(library.layermesh_multiply_plain, 4, 4)
         self._turn = _declared(library.layermesh_turn, 6, 1)
         self._attend = _declared(library.layermesh_attend, 5, 5)
         self._pass_token = _declared(library.layermesh_pass_token, 7, 5)
@@ -183,6 +185,26 @@ class NativeKernel:
         made = inputs.new_empty(len(inputs), len(packed))
         matrix = Matrix(form, tile, len(packed), inputs.shape[1], inputs.dtype, len(packed))
         self.prepare(matrix, many=many)(packed, scales, inputs, len(inputs), made)
+        return made
+
+    @staticmethod
+    def suits_plain(weights: torch.Tensor) -> bool:
+        """Whether `multiply_plain` can multiply with `weights`."""
+        return weights.dtype in DTYPES and weights.is_contiguous() and weights.shape[1] % PLAIN_COLUMNS == 0
+
+    def multiply_plain(self, inputs: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """Return `inputs`, `[num, columns]`, × the transposed `weights`, `[rows, columns]`, with `bias`: `[num, rows]`."""
+        made = inputs.new_empty(len(inputs), len(weights))
+        if self._multiply_plain(
+            weights.data_ptr(),
+            inputs.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            made.data_ptr(),
+            *weights.shape,
+            weights.dtype is torch.bfloat16,
+            len(inputs),
+        ):
+            raise MemoryError(f"no memory for {len(inputs)} × {weights.shape[1]} inputs")
         return made
 
     def turn(
