@@ -31,9 +31,9 @@ def open_model(
     return definition, build_block_table(open_checkpoint(folder, folder / "unpacked"), definition, fast_path=fast_path)
 
 
-def open_stage(folder: Path, *, spare_bytes: int = 0, budget_bytes: int | None = None) -> Stage:
+def open_stage(folder: Path, *, spare_bytes: int = 0, budget_bytes: int | None = None, fast_path: bool = False) -> Stage:
     """A stage of all layers with room for two of them and `spare_bytes`, or with `budget_bytes` in all."""
-    definition, table = open_model(folder)
+    definition, table = open_model(folder, fast_path=fast_path)
     span = LayerSpan(0, definition.num_layers)
     slots = (1 + LOOK_AHEAD) * max(block.loaded_bytes for block in table.layers)
     least = Footprint.of(definition, span, table).working_bytes(SIZE) + slots
@@ -41,9 +41,9 @@ def open_stage(folder: Path, *, spare_bytes: int = 0, budget_bytes: int | None =
 
 
 @contextmanager
-def opened(folder: Path, *, spare_bytes: int = 0, budget_bytes: int | None = None) -> Iterator[Stage]:
+def opened(folder: Path, *, spare_bytes: int = 0, budget_bytes: int | None = None, fast_path: bool = False) -> Iterator[Stage]:
     """The stage that `open_stage` gives, with room made for the session "first"."""
-    stage = open_stage(folder, spare_bytes=spare_bytes, budget_bytes=budget_bytes)
+    stage = open_stage(folder, spare_bytes=spare_bytes, budget_bytes=budget_bytes, fast_path=fast_path)
     try:
         stage.reserve(SessionId("first"), SIZE)
         yield stage

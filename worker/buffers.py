@@ -34,6 +34,9 @@ class BlockMemory:
             self._tensors[block.name] = block_tensors(block, self.bytes)
         return self._tensors[block.name]
 
+    def wait_until_free(self) -> None:
+        """Return when nobody needs any more what was loaded here before."""
+
 
 class Buffer(BlockMemory):
     """Page-aligned host memory of `num_bytes` that one block at a time is loaded into.
@@ -47,9 +50,15 @@ class Buffer(BlockMemory):
     def __init__(self, num_bytes: int) -> None:
         super().__init__(torch.frombuffer(aligned_memory(num_bytes), dtype=torch.uint8))  # which keeps the mapping
         self.num_bytes = num_bytes
+        self._parts: dict[int, BlockMemory] = {}
 
-    def wait_until_free(self) -> None:
-        """Return when nobody needs any more what was loaded here before."""
+    def part(self, start: int) -> BlockMemory:
+        """Return what begins `start` bytes into it, a whole number of pages, for a block that shares it with others."""
+        if start == 0:
+            return self
+        if start not in self._parts:
+            self._parts[start] = BlockMemory(self.bytes[start:])
+        return self._parts[start]
 
 
 def aligned_memory(num_bytes: int) -> mmap.mmap:

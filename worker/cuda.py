@@ -58,7 +58,7 @@ class DevicePlacement:
         """Return pinned memory, or ordinary memory where there is no more to pin."""
         return CardBuffer(num_bytes, self._card)
 
-    def keep(self, block: Block, buffer: Buffer) -> LoadedTensors:
+    def keep(self, block: Block, buffer: BlockMemory) -> LoadedTensors:
         """Copy the block to memory of its own."""
         slot = _DeviceSlot(block.loaded_bytes, self._card)
         try:
@@ -68,7 +68,7 @@ class DevicePlacement:
             self._card.finish()  # before the memory goes to somebody else
             raise
 
-    def prepare(self, block: Block, buffer: Buffer) -> None:
+    def prepare(self, block: Block, buffer: BlockMemory) -> None:
         """Set off the block's copy, to the slot that has been free for longest, if there is one."""
         free = self._free
         if block.name in self._lent or not free:
@@ -77,7 +77,7 @@ class DevicePlacement:
         self._fill(free[0], block, buffer)
         self._lent[block.name] = free[0]
 
-    def lend(self, block: Block, buffer: Buffer) -> LoadedTensors:
+    def lend(self, block: Block, buffer: BlockMemory) -> LoadedTensors:
         """Let kernels use the block's slot once its copy is there."""
         if block.name not in self._lent and not self._free:
             self._take_back(next(reversed(self._lent)))  # prepared for a block that does not come next after all
@@ -108,7 +108,7 @@ class DevicePlacement:
         self._lent[name].released.record(self._card.current_stream())
         del self._lent[name]
 
-    def _fill(self, slot: "_DeviceSlot", block: Block, buffer: Buffer) -> None:
+    def _fill(self, slot: "_DeviceSlot", block: Block, buffer: BlockMemory) -> None:
         assert isinstance(buffer, CardBuffer)
         self._copies.wait_event(slot.released)
         buffer.copy_to(slot.bytes[: block.loaded_bytes], self._copies)

@@ -13,7 +13,7 @@ from layermesh.shared.checkpoints.tensors import StoredTensor, as_matrix, stored
 from layermesh.shared.model.blocks import NUM_READERS, READ_BYTES, Block
 from layermesh.shared.model.recipes import Conversion, Copy, Recipe
 from layermesh.worker.ahead import AheadChecker
-from layermesh.worker.buffers import Buffer, block_tensors
+from layermesh.worker.buffers import BlockMemory, block_tensors
 from layermesh.worker.extents import Extent, find_extents
 from layermesh.worker.files import FileReader
 
@@ -31,7 +31,7 @@ class BlockLoader:
         self._staging = threading.local()
         self._routes: dict[str, _Route] = {}
 
-    def start(self, block: Block, buffer: Buffer) -> "Loading":
+    def start(self, block: Block, buffer: BlockMemory) -> "Loading":
         """Begin to load `block` into `buffer` and return at once."""
         self.ahead.reach(block)
         route = self._route(block)
@@ -70,16 +70,16 @@ class BlockLoader:
             self._routes[block.name] = route
         return route
 
-    def _fill(self, piece: Extent, buffer: Buffer) -> None:
+    def _fill(self, piece: Extent, buffer: BlockMemory) -> None:
         buffer.wait_until_free()
         self._files.read_into(piece.path, piece.offset, _memory(buffer.bytes[piece.place : piece.place + piece.num_bytes]))
 
     @torch.inference_mode()
-    def _make(self, job: Callable[[], None], buffer: Buffer) -> None:
+    def _make(self, job: Callable[[], None], buffer: BlockMemory) -> None:
         buffer.wait_until_free()
         job()
 
-    def _jobs(self, block: Block, recipes: Sequence[Recipe], buffer: Buffer) -> Iterator[Callable[[], None]]:
+    def _jobs(self, block: Block, recipes: Sequence[Recipe], buffer: BlockMemory) -> Iterator[Callable[[], None]]:
         tensors = block_tensors(block, buffer.bytes) if recipes else {}
         for recipe in recipes:
             if isinstance(recipe, Conversion):

@@ -6,7 +6,7 @@ import torch
 
 from layermesh.shared.model.blocks import Block
 from layermesh.shared.residency import Residency
-from layermesh.worker.buffers import Buffer, LoadedTensors
+from layermesh.worker.buffers import BlockMemory, Buffer, LoadedTensors
 
 
 class Placement(Protocol):
@@ -21,15 +21,15 @@ class Placement(Protocol):
         """Return memory that a block can be read into."""
         ...
 
-    def keep(self, block: Block, buffer: Buffer) -> LoadedTensors:
+    def keep(self, block: Block, buffer: BlockMemory) -> LoadedTensors:
         """Return the tensors of `block`, which lies in `buffer`, for good."""
         ...
 
-    def prepare(self, block: Block, buffer: Buffer) -> None:
+    def prepare(self, block: Block, buffer: BlockMemory) -> None:
         """Begin with what `lend` will take for `block`, which lies in `buffer`, if there is room."""
         ...
 
-    def lend(self, block: Block, buffer: Buffer) -> LoadedTensors:
+    def lend(self, block: Block, buffer: BlockMemory) -> LoadedTensors:
         """Return the tensors of `block`, which lies in `buffer`, until `take_back`."""
         ...
 
@@ -51,14 +51,14 @@ class HostPlacement:
         """Return ordinary memory."""
         return Buffer(num_bytes)
 
-    def keep(self, block: Block, buffer: Buffer) -> LoadedTensors:
+    def keep(self, block: Block, buffer: BlockMemory) -> LoadedTensors:
         """Return views of `buffer`, which keep its memory."""
         return buffer.tensors(block)
 
-    def prepare(self, block: Block, buffer: Buffer) -> None:
+    def prepare(self, block: Block, buffer: BlockMemory) -> None:
         """Do nothing: what was read is ready."""
 
-    def lend(self, block: Block, buffer: Buffer) -> LoadedTensors:
+    def lend(self, block: Block, buffer: BlockMemory) -> LoadedTensors:
         """Return views of `buffer`."""
         return buffer.tensors(block)
 

@@ -4,23 +4,25 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from layermesh.shared.model.blocks import Block
+from layermesh.shared.model.blocks import PAGE_BYTES, Block
 from layermesh.shared.residency import LOOK_AHEAD, Residency
-from layermesh.worker.buffers import Buffer, LoadedTensors
+from layermesh.worker.buffers import BlockMemory, Buffer, LoadedTensors
 from layermesh.worker.loading import BlockLoader, Loading
 from layermesh.worker.placement import Placement
 
 
 @dataclass(slots=True)
 class _Present:
-    """A block in its buffer, or on its way there."""
+    """A block in its memory, or on its way there: memory of its own, or in a slot, up to its byte `end`."""
 
-    buffer: Buffer
+    memory: BlockMemory
     loading: Loading | None
+    slot: int | None = None
+    end: int = 0
 
     @property
     def is_read(self) -> bool:
-        """Whether all of it is in the buffer."""
+        """Whether all of it is there."""
         return self.loading is None or self.loading.is_done
 
 
@@ -29,7 +31,7 @@ class Remains:
     """What a streamer leaves to the one after it: tensors placed on the device, buffers of blocks that stay on the host."""
 
     placed: Mapping[str, LoadedTensors] = field(default_factory=dict)
-    on_host: Mapping[str, Buffer] = field(default_factory=dict)
+    on_host: Mapping[str, BlockMemory] = field(default_factory=dict)
 
 
 class Streamer:
@@ -38,7 +40,7 @@ class Streamer:
     Blocks resident on the device are read at their first use and stay there; those resident on the host stay in buffers of
     their own, from where the placement lends them, or are computed with right there if they are among `host_computed`. The
     others share the slots of the residency plan: as soon as one is released, its slot takes the next block of the sweep, round
-    and round. `remains` are an earlier streamer's.
+    and round; small ones that follow each other lie in a slot together. `remains` are an earlier streamer's.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Streamer:
         self._present = {name: _Present(buffer, None) for name, buffer in remains.on_host.items()}
         self._placed = dict(remains.placed)  # of blocks resident on the device
         self._slot_bytes = residency.buffer_bytes if placement.keeps_apart else residency.slot_bytes
+        self._shares_slots = not placement.keeps_apart  # there a slot is copied from, and free only once that is done
         num_slots = 1 + LOOK_AHEAD if placement.keeps_apart else residency.num_slots
         self._slots = [] if self.is_settled else [placement.buffer(self._slot_bytes) for _ in range(num_slots)]
 
@@ -80,8 +83,8 @@ class Streamer:
     @property
     def num_unpinned_bytes(self) -> int:
         """Bytes of buffers that should have been pinned and could not be."""
-        buffers = {id(buffer): buffer for buffer in (*self._slots, *(present.buffer for present in self._present.values()))}
-        return sum(buffer.num_bytes for buffer in buffers.values() if buffer.is_slow)
+        buffers = {id(buffer): buffer for buffer in (*self._slots, *(present.memory for present in self._present.values()))}
+        return sum(buffer.num_bytes for buffer in buffers.values() if isinstance(buffer, Buffer) and buffer.is_slow)
 
     def hand_over(self, residency: Residency) -> Remains:
         """Close it, and return what of its blocks stays where it is by `residency`, for a streamer that comes after it.
@@ -89,7 +92,7 @@ class Streamer:
         That one is made afterwards: there may not be memory for the slots of both.
         """
         placed = {name: tensors for name, tensors in self._placed.items() if name in residency.resident}
-        read = {name: present.buffer for name, present in self._present.items() if present.loading is None}
+        read = {name: present.memory for name, present in self._present.items() if present.loading is None}
         kept = {name: buffer for name, buffer in read.items() if name in self._on_host & residency.on_host}
         self.close()
         return Remains(placed, kept)
@@ -104,11 +107,22 @@ class Streamer:
         finally:
             self._slots.clear()
 
-    @property
-    def _free(self) -> list[Buffer]:
-        """The slots that no block is in; counted anew each time, so that an interruption can lose none."""
-        taken = {id(present.buffer) for present in self._present.values()}
-        return [slot for slot in self._slots if id(slot) not in taken]
+    def _place_for(self, block: Block) -> tuple[int, int] | None:
+        """Return a slot with room for the block, and from which byte on; None where there is none.
+
+        It lies behind those that came before it, or in a slot that no block is in. What is taken is counted anew each time, so
+        that an interruption can lose nothing.
+        """
+        ends: dict[int, int] = {}
+        for present in self._present.values():
+            if present.slot is not None:
+                ends[present.slot] = max(present.end, ends.get(present.slot, 0))
+        if self._shares_slots:
+            for slot, end in reversed(ends.items()):
+                start = -(-end // PAGE_BYTES) * PAGE_BYTES
+                if start + block.loaded_bytes <= self._slot_bytes:
+                    return slot, start
+        return next(((slot, 0) for slot in range(len(self._slots)) if slot not in ends), None)
 
     def _acquire(self, block: Block) -> LoadedTensors:
         if block.name not in self._present and block.name not in self._placed:
@@ -128,10 +142,10 @@ class Streamer:
             present.loading.wait()
             present.loading = None
         if block.name in self.host_computed:
-            return present.buffer.tensors(block)
+            return present.memory.tensors(block)
         if block.name not in self._resident:
-            return self._placement.lend(block, present.buffer)
-        self._placed[block.name] = self._placement.keep(block, present.buffer)
+            return self._placement.lend(block, present.memory)
+        self._placed[block.name] = self._placement.keep(block, present.memory)
         del self._present[block.name]
         if self.is_settled:
             self._slots.clear()
@@ -147,7 +161,7 @@ class Streamer:
             if following.name not in self._placed and following.name not in self.host_computed:
                 present = self._present.get(following.name)
                 if present is not None and present.is_read and following.name not in self._resident:
-                    self._placement.prepare(following, present.buffer)
+                    self._placement.prepare(following, present.memory)
                 return
 
     def _release(self, block: Block) -> None:
@@ -166,26 +180,37 @@ class Streamer:
         del self._present[name]
 
     def _look_ahead(self, block: Block) -> None:
-        """Start to read what comes after `block`: the next blocks, and for every free slot the next one that streams."""
+        """Start to read what comes after `block`: the next blocks, and of those that stream all that there is room for."""
         if self.is_settled:
             return
         position = self._position[block.name]
         for distance in range(1, len(self._blocks)):
-            if distance > LOOK_AHEAD and not self._free:
-                return
             following = self._blocks[(position + distance) % len(self._blocks)]
-            there_is_room = distance <= LOOK_AHEAD if self._has_own_buffer(following) else bool(self._free)
-            if there_is_room and following.name not in self._present and following.name not in self._placed:
+            if following.name in self._present or following.name in self._placed:
+                continue
+            if self._has_own_buffer(following):
+                if distance <= LOOK_AHEAD:
+                    self._start(following)
+            elif self._place_for(following) is not None:
                 self._start(following)
+            else:
+                return
 
     def _start(self, block: Block) -> None:
-        buffer = self._placement.buffer(block.loaded_bytes) if self._has_own_buffer(block) else self._free[-1]
-        self._present[block.name] = _Present(buffer, self._loader.start(block, buffer))
+        if self._has_own_buffer(block):
+            memory: BlockMemory = self._placement.buffer(block.loaded_bytes)
+            self._present[block.name] = _Present(memory, self._loader.start(block, memory))
+            return
+        place = self._place_for(block)
+        assert place is not None
+        slot, start = place
+        memory = self._slots[slot].part(start)
+        self._present[block.name] = _Present(memory, self._loader.start(block, memory), slot, start + block.loaded_bytes)
 
     def _make_room(self, block: Block) -> None:
-        """Free a slot for a block that nobody foresaw, from the block that was read furthest ahead."""
-        if not self._has_own_buffer(block) and not self._free:
-            self._forget([name for name, present in self._present.items() if present.buffer in self._slots][-1])
+        """Make room in a slot for a block that nobody foresaw, at the cost of those that were read furthest ahead."""
+        while not self._has_own_buffer(block) and self._place_for(block) is None:
+            self._forget([name for name, present in self._present.items() if present.slot is not None][-1])
 
     def _has_own_buffer(self, block: Block) -> bool:
         passes_through = self._placement.keeps_apart and block.loaded_bytes <= self._slot_bytes
