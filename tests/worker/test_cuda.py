@@ -134,7 +134,7 @@ def test_blocks_computed_on_the_host_are_not_copied(on_card):
     assert len(running.card.copies) - before == NUM_LAYERS // 2
     for block in running.blocks:
         with running.streamer.hold(block) as tensors:
-            lies_on_host = tensors[block.name].data_ptr() == running.streamer._present[block.name].buffer.bytes.data_ptr()
+            lies_on_host = tensors[block.name].data_ptr() == running.streamer._present[block.name].memory.bytes.data_ptr()
             assert lies_on_host == (block.name in chosen)
     assert running.card.races == []
 
@@ -183,12 +183,12 @@ def test_a_streamer_that_follows_takes_what_stays_and_never_has_the_slots_of_bot
     first = OnCard(weights, 4, 2)
     first.sweep()
     dropped = weakref.ref(first.streamer._placed["layer 3"])
-    pinned = first.streamer._present["layer 5"].buffer.bytes.data_ptr()
+    pinned = first.streamer._present["layer 5"].memory.bytes.data_ptr()
     del first.card.copies[:]
     second = OnCard(weights, 3, 3, card=first.card, after=first)
     assert dropped() is None
     assert list(second.streamer._present) == ["layer 4", "layer 5"]
-    assert second.streamer._present["layer 5"].buffer.bytes.data_ptr() == pinned
+    assert second.streamer._present["layer 5"].memory.bytes.data_ptr() == pinned
     second.sweep()
     assert {block.layer for block in second.blocks if second.files.has_read(block)} == {3, 6, 7}
     assert second.card.races == []
