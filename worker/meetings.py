@@ -14,6 +14,7 @@ from torch import nn
 
 from layermesh.shared.model.definition import ModelDefinition
 from layermesh.shared.model.lean_layer import LeanLayer
+from layermesh.shared.quant.native.kernel import native_kernel
 from layermesh.shared.quant.plain import multiply, suits
 from layermesh.worker.doors import Forward
 
@@ -34,7 +35,10 @@ class Meetings:
 
     def __init__(self, definition: ModelDefinition) -> None:
         self._meetings: dict[nn.Linear, _Meeting] = {}
-        for module in _linear_layers(definition):
+        modules = _linear_layers(definition)
+        if modules:
+            native_kernel()  # building it takes a second or two, which the first token should not
+        for module in modules:
             module.forward = partial(self._pass, module, module.forward)  # type: ignore[method-assign]
 
     def _pass(self, module: nn.Linear, whole: Any, hidden: torch.Tensor) -> Any:
