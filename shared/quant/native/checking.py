@@ -10,6 +10,7 @@ from layermesh.shared.quant.tiles import packing_tile
 
 _FORMS: Final = (QuantForm(4, 32), QuantForm(8, 32), QuantForm(8, 16))
 _TOLERANCES: Final = {False: 2e-4, True: 2e-2}  # 16 bits for each input; 8 bits for inputs and weights where there are many
+_PLAIN_TOLERANCES: Final = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
 _ROWS, _COLUMNS, _NUM_INPUTS = 256, 256, 5
 
 
@@ -22,11 +23,14 @@ class Kernel(Protocol):
         self, inputs: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, form: QuantForm, tile: int, *, many: bool
     ) -> torch.Tensor: ...
 
+    def multiply_plain(self, inputs: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor: ...
+
 
 def computes_correctly(kernel: Kernel) -> bool:
-    """Whether products with small matrices of random weights are right."""
+    """Whether products with small matrices of random weights are right, packed and plain."""
     ways = [(form, many) for form in _FORMS for many in (False, True) if not many or kernel.suits_many(form, _COLUMNS)]
-    return all(_error(kernel, form, many) <= _TOLERANCES[many] for form, many in ways)
+    is_right_packed = all(_error(kernel, form, many) <= _TOLERANCES[many] for form, many in ways)
+    return is_right_packed and all(_plain_error(kernel, dtype) <= most for dtype, most in _PLAIN_TOLERANCES.items())
 
 
 def _error(kernel: Kernel, form: QuantForm, many: bool) -> float:
@@ -39,3 +43,11 @@ def _error(kernel: Kernel, form: QuantForm, many: bool) -> float:
     tile = packing_tile()
     made = kernel.product(inputs, *quants.pack(tile), form, tile, many=many)
     return float((made - expected).abs().max() / expected.abs().max())
+
+
+def _plain_error(kernel: Kernel, dtype: torch.dtype) -> float:
+    generator = torch.Generator().manual_seed(0)
+    shapes = (_NUM_INPUTS, _COLUMNS), (_ROWS, _COLUMNS), (_ROWS,)
+    inputs, weights, bias = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+    expected = torch.nn.functional.linear(inputs.double(), weights.double(), bias.double())
+    return float((kernel.multiply_plain(inputs, weights, bias) - expected).abs().max() / expected.abs().max())
