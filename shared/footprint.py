@@ -21,6 +21,7 @@ CUDA_LARGE_BYTES = 10 << 20  # from where on they have a segment of their own
 PLANNED_TOKENS = 1024  # the length of sequence that a plan makes room for when nobody says which
 LEAST_PLANNED_TOKENS = 128  # what that may shrink to where memory is short
 PLANNED_CHUNK = 512  # of which as many come in one call
+LOGITS_PARTY = 3  # sequences for whose logits there is room in any case, twice
 ACCUMULATION_BYTES = 4  # logits and attention scores are kept in float32
 
 
@@ -83,7 +84,7 @@ class Footprint:
             hidden_bytes_per_token=2 * hidden * itemsize,
             activation_bytes_per_token=(12 * hidden + 4 * _widest(config)) * itemsize + 4 * 4 * _scan_elements(config),
             score_bytes=_score_elements(definition.model) * ACCUMULATION_BYTES,
-            logits_bytes=6 * definition.vocab_size * ACCUMULATION_BYTES,
+            logits_bytes=2 * LOGITS_PARTY * definition.vocab_size * ACCUMULATION_BYTES,
             logits_bytes_per_token=0 if definition.keeps_last_logits else 2 * definition.vocab_size * ACCUMULATION_BYTES,
             device_bytes=_cuda_bytes(table, span) if on_cuda else 0,
             repeated_bytes_per_token=_repeated_elements(config) * itemsize if on_cuda else 0,
@@ -91,12 +92,17 @@ class Footprint:
         )
 
     def working_bytes(self, *sequences: SequenceSize) -> int:
-        """Bytes beside the stream for `sequences` that are aboard at once; inside a layer there is one at a time."""
+        """Bytes beside the stream for `sequences` that are aboard at once.
+
+        Inside a layer there is one at a time, or one token of each, which meet there; so it is at the head.
+        """
         caches = sum(self.cache_bytes_per_token * size.num_tokens + self.state_bytes for size in sequences)
         passing = sum(self.hidden_bytes_per_token * size.num_new for size in sequences)
-        inside = max((self._layer_bytes(size) for size in sequences), default=0)
+        meeting = len(sequences) * self.activation_bytes_per_token
+        inside = max([meeting, *(self._layer_bytes(size) for size in sequences)])
+        logits_bytes = self.logits_bytes * max(1, len(sequences) / LOGITS_PARTY)
         fixed = self.rest_bytes + self.kernel_bytes + WORKSPACE_BYTES + (0 if self.reads_apart else self.reading_bytes)
-        return fixed + self.device_bytes + caches + passing + inside + self.logits_bytes
+        return fixed + self.device_bytes + caches + passing + inside + int(logits_bytes)
 
     @property
     def reading_bytes(self) -> int:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from types import ModuleType
 from typing import Any, Final
@@ -40,10 +41,13 @@ class _Finder:
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if any(name.startswith(f"{known}.") and isinstance(sys.modules.get(known), _StandIn) for known in _NAMES):
+            return ModuleSpec(name, _Loaded(_real(name)))  # a module inside one that is stood in for
         if not name.startswith(_PREFIX):
             return None
         others = (finder for finder in tuple(sys.meta_path) if not isinstance(finder, _Finder))
-        spec = next((found for finder in others if (found := finder.find_spec(name, path, target)) is not None), None)
+        found = (finder.find_spec(name, path, target) for finder in others if hasattr(finder, "find_spec"))
+        spec = next((each for each in found if each is not None), None)
         if spec is not None and type(spec.loader) is SourceFileLoader:
             spec.loader = _Loader(spec.loader.name, spec.loader.path)
         return spec
@@ -58,6 +62,19 @@ class _Loader(SourceFileLoader):
         distributed.is_available = _is_not  # for good: transformers asks again when its modules have been loaded
         with _stand_ins():
             super().exec_module(module)
+
+
+class _Loaded(Loader):
+    """Gives a module that has been loaded already, as it is."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module, self._spec = module, module.__spec__
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:  # noqa: ARG002 - the import system calls it so
+        return self._module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self._spec
 
 
 class _StandIn(ModuleType):

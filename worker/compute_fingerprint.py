@@ -32,8 +32,8 @@ def device_name(device: torch.device) -> str:
 def _cpu() -> str:
     capability = torch.backends.cpu.get_cpu_capability()
     kernel = native_kernel()
-    packed = "torch" if kernel is None else f"{source_hash()}{' bytes' if kernel.has_byte_products else ''}"
-    return f"cpu {platform.machine()} {capability}, {torch.get_num_threads()} threads; packed weights {packed}"
+    ours = "none" if kernel is None else f"{source_hash()}{' bytes' if kernel.has_byte_products else ''}"
+    return f"cpu {platform.machine()} {capability}, {torch.get_num_threads()} threads; our kernel {ours}"
 
 
 def _card(device: torch.device) -> str:

@@ -191,8 +191,9 @@ class Doors:
             _current().pause(piece)
             start, end = piece.rows
             bias = None if self._projection.bias is None else self._projection.bias[start:end]
-            product = multiply if self._is_lean and suits(hidden, self._projection.weight) else nn.functional.linear
-            logits[..., start:end] = product(hidden, self._projection.weight, bias)
+            weight = self._projection.weight
+            product = multiply if self._is_lean and suits(hidden, weight, bias) else nn.functional.linear
+            logits[..., start:end] = product(hidden, weight, bias)
         return logits
 
     def _project_packed(self, hidden: torch.Tensor, projection: PackedHead) -> torch.Tensor:

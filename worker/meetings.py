@@ -43,7 +43,7 @@ class Meetings:
 
     def _pass(self, module: nn.Linear, whole: Any, hidden: torch.Tensor) -> Any:
         forward = getcurrent()
-        if not suits(hidden, module.weight):
+        if not suits(hidden, module.weight, module.bias):
             return whole(hidden)
         if not isinstance(forward, Forward) or not forward.takes_turns:
             return multiply(hidden, module.weight, module.bias)
@@ -58,8 +58,9 @@ class Meetings:
         except BaseException:  # the sweep ends: nobody will come back
             self._meetings.pop(module, None)
             raise
-        if meeting.made is None:  # the first to come back; whoever comes from now on meets anew
-            del self._meetings[module]
+        if meeting.made is None:  # the first to come back, or the next where that one failed
+            if self._meetings.get(module) is meeting:
+                del self._meetings[module]  # whoever comes from now on meets anew
             meeting.made = multiply(torch.cat(meeting.inputs), module.weight, module.bias)
         return meeting.made[number].view(*hidden.shape[:-1], -1)
 

@@ -30,9 +30,12 @@ class WriteBehind:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Wait for the steps that are left; raises what one of them raised."""
+        """Wait for the steps that are left; raises what one of them raised, unless this ends because it was cancelled."""
         try:
             await self._wait_for_all()
+        except Exception:
+            if not isinstance(error, asyncio.CancelledError):
+                raise
         finally:
             self._thread.shutdown(wait=False)
 

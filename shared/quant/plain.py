@@ -8,11 +8,16 @@ import torch
 from layermesh.shared.quant.native.kernel import native_kernel
 
 
-def suits(hidden: torch.Tensor, weights: torch.Tensor) -> bool:
-    """Whether `hidden` is one token that our kernel can multiply with `weights`."""
+def suits(hidden: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor | None = None) -> bool:
+    """Whether `hidden` is one token that our kernel can multiply with `weights`; it would not notice what does not fit."""
+    if hidden.numel() != hidden.shape[-1] or hidden.shape[-1] != weights.shape[-1] or not (hidden.is_cpu and weights.is_cpu):
+        return False
+    if hidden.dtype is not weights.dtype:
+        return False
+    if bias is not None and not (bias.dtype is weights.dtype and bias.is_cpu and bias.is_contiguous()):
+        return False
     kernel = native_kernel()
-    is_one = hidden.numel() == hidden.shape[-1] and hidden.is_cpu and hidden.dtype is weights.dtype
-    return is_one and kernel is not None and kernel.suits_plain(weights)
+    return kernel is not None and kernel.suits_plain(weights)
 
 
 def multiply(hidden: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -93,6 +93,21 @@ def test_whoever_wants_the_compiler_afterwards_gets_the_real_one():
     run(LIGHTLY + "import transformers.masking_utils as m; import torch.nn.attention.flex_attention as f; f.create_block_mask")
 
 
+def test_a_module_inside_one_that_is_stood_in_for_is_the_real_one():
+    check = """
+import torch
+from layermesh.shared import light_imports
+with light_imports._stand_ins():
+    import torch._dynamo.exc as inside
+import torch._dynamo.exc as outside
+assert inside is outside is sys.modules["torch._dynamo.exc"]
+assert inside.__spec__.name == "torch._dynamo.exc" and inside.__spec__.origin.endswith("exc.py")
+assert not isinstance(sys.modules["torch._dynamo"], light_imports._StandIn)
+assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(2)).tolist() == [2, 2]
+"""
+    run(LIGHTLY + check)
+
+
 def test_a_mode_of_the_compiler_is_the_real_one_once_it_is_entered():
     check = """
 import torch, transformers.masking_utils as masks

@@ -1,10 +1,13 @@
 import pytest
+import torch
 
+from layermesh.shared.errors import ResourceError
+from layermesh.shared.frames import Failure, Frame, SessionId
 from layermesh.shared.quant.native.kernel import native_kernel
 from layermesh.worker import meetings
 from tests.architectures.runs import difference
 from tests.benchmarks.models import build_llama
-from tests.running import PLENTY, opened
+from tests.running import PLENTY, SIZE, next_frame, opened
 from tests.worker.test_turns import PROMPTS, answers
 
 pytestmark = pytest.mark.skipif(native_kernel() is None, reason="there is no C compiler")
@@ -56,6 +59,30 @@ def test_a_session_that_fails_at_a_matrix_leaves_nothing_for_the_others_to_meet(
         monkeypatch.setattr(meetings, "multiply", real)
         together = answers(stage, PROMPTS)
     assert [difference(ours, theirs) for ours, theirs in zip(together, alone, strict=True)] == [""] * 3
+
+
+def test_one_that_finds_no_memory_takes_no_other_with_it(tiny, monkeypatch):
+    with opened(tiny("llama"), budget_bytes=PLENTY, fast_path=True) as stage:
+        alone = [answers(stage, [prompt])[0] for prompt in PROMPTS]
+        for number in range(len(PROMPTS)):
+            stage.reserve(SessionId(f"session {number}"), SIZE)
+        firsts = [Frame(SessionId(f"session {n}"), 0, 0, 0, tuple(prompt)) for n, prompt in enumerate(PROMPTS)]
+        chosen = [int(logits.scores.argmax()) for logits in stage.forward(firsts)]
+        real, calls = meetings.multiply, []
+
+        def failing(*args):
+            calls.append(args)
+            if len(calls) == 3:
+                raise MemoryError("no memory")
+            return real(*args)
+
+        monkeypatch.setattr(meetings, "multiply", failing)
+        nexts = [next_frame(frame, token) for frame, token in zip(firsts, chosen, strict=True)]
+        first, *others = stage.forward(nexts)
+    assert isinstance(first, Failure)
+    assert isinstance(first.error, ResourceError)
+    for answer, outcome in zip(alone[1:], others, strict=True):
+        assert torch.equal(outcome.scores, answer.logits[1])
 
 
 def test_a_head_in_pieces_says_what_a_whole_one_says(tmp_path):

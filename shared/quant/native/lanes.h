@@ -1,4 +1,4 @@
-/* What few.c and many.c ask of a processor: registers of LANES numbers, side by side those of as many rows of the matrix.
+/* What few.c, many.c and plain.c ask of a processor: registers of LANES numbers, side by side those of as many rows of the matrix.
  *
  * Bytes holds 4 bytes for each lane, of 4 columns. VECTORS registers hold a unit of 16 rows. `larger_size` compares with the
  * size of its second number; `sum_lanes` adds VECTORS registers of numbers, halves to halves; `scaled_bytes` rounds bytes × times + plus, between 0 and 255, to bytes again.

@@ -55,6 +55,11 @@ def test_other_shapes_than_a_token_and_other_matrices_are_left_to_torch():
     assert not suits(inputs[:, :63], weights[:, :63])
     assert not suits(inputs, weights[:, :63])
     assert not suits(inputs.to("meta"), weights)
+    assert not suits(inputs, weights.to("meta"))
+    assert not suits(inputs[:, :32], weights)
+    assert suits(inputs, weights, torch.zeros(8))
+    assert not suits(inputs, weights, torch.zeros(8).double())
+    assert not suits(inputs, weights, torch.zeros(16)[::2])
 
 
 def test_numbers_that_are_none_and_infinite_ones_come_out_as_such():
