@@ -191,18 +191,21 @@ class Streamer:
             if self._has_own_buffer(following):
                 if distance <= LOOK_AHEAD:
                     self._start(following)
-            elif self._place_for(following) is not None:
-                self._start(following)
+            elif (place := self._place_for(following)) is not None:
+                self._start_in_slot(following, place)
             else:
                 return
 
     def _start(self, block: Block) -> None:
         if self._has_own_buffer(block):
-            memory: BlockMemory = self._placement.buffer(block.loaded_bytes)
+            memory = self._placement.buffer(block.loaded_bytes)
             self._present[block.name] = _Present(memory, self._loader.start(block, memory))
             return
         place = self._place_for(block)
         assert place is not None
+        self._start_in_slot(block, place)
+
+    def _start_in_slot(self, block: Block, place: tuple[int, int]) -> None:
         slot, start = place
         memory = self._slots[slot].part(start)
         self._present[block.name] = _Present(memory, self._loader.start(block, memory), slot, start + block.loaded_bytes)

@@ -1,4 +1,4 @@
-"""Steps in a thread, in order, while the event loop goes on: never more than a few steps ahead of it."""
+"""Steps in a thread, in order, while the event loop goes on, never more than a few steps ahead of them."""
 
 import asyncio
 from collections import deque
