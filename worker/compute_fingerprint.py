@@ -32,7 +32,7 @@ def device_name(device: torch.device) -> str:
 def _cpu() -> str:
     capability = torch.backends.cpu.get_cpu_capability()
     kernel = native_kernel()
-    ours = "none" if kernel is None else f"{source_hash()}{' bytes' if kernel.has_byte_products else ''}"
+    ours = "none" if kernel is None else f"{source_hash()}{' bytes' if kernel.has_fast_many else ''}"
     return f"cpu {platform.machine()} {capability}, {torch.get_num_threads()} threads; our kernel {ours}"
 
 

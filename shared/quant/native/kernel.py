@@ -161,11 +161,11 @@ class NativeKernel:
         self._turn = _declared(library.layermesh_turn, 6, 1)
         self._attend = _declared(library.layermesh_attend, 5, 5)
         self._pass_token = _declared(library.layermesh_pass_token, 7, 5)
-        self.has_byte_products = bool(library.layermesh_has_byte_products())
+        self.has_fast_many = bool(library.layermesh_has_fast_many())
 
     def suits_many(self, form: QuantForm, columns: int) -> bool:
         """Whether there is a fast way for many rows of inputs with matrices of this form."""
-        return self.has_byte_products and form.bits == 4 and columns % CHUNK == 0
+        return self.has_fast_many and form.bits == 4 and columns % CHUNK == 0
 
     def prepare(self, matrix: Matrix, *, many: bool) -> "Product":
         """Return the product with matrices of that shape, for few rows of inputs or, where that suits, for `many`."""

@@ -1,7 +1,11 @@
 /* What few.c, many.c and plain.c ask of a processor: registers of LANES numbers, side by side those of as many rows of the matrix.
  *
  * Bytes holds 4 bytes for each lane, of 4 columns. VECTORS registers hold a unit of 16 rows. `larger_size` compares with the
- * size of its second number; `sum_lanes` adds VECTORS registers of numbers, halves to halves; `scaled_bytes` rounds bytes × times + plus, between 0 and 255, to bytes again.
+ * size of its second number; `sum_lanes` adds VECTORS registers of numbers, halves to halves.
+ *
+ * Where there are many rows of inputs, Weights holds those of 4 columns for each lane, in 8 bits or as wide as they are
+ * multiplied best, and Input is one number that they are multiplied with. `round_weights` makes them of bytes × times + plus,
+ * between 0 and 255, less 128 and plus ABOVE; TOKENS rows of inputs are multiplied with AT_A_TIME registers of the matrix.
  */
 #ifdef __SSE2__
 #include <immintrin.h>
@@ -18,8 +22,10 @@ INLINE float sum_eight(__m256 eight) {
 
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 
-enum { LANES = 16, VECTORS = 1, ROWS = 4, AT_ONCE = 2, TOKENS = 12, HAS_BYTE_PRODUCTS = 1 };
+enum { LANES = 16, VECTORS = 1, ROWS = 4, AT_ONCE = 2, TOKENS = 12, AT_A_TIME = 2, ABOVE = 128, HAS_FAST_MANY = 1 };
 typedef __m512i Bytes;
+typedef __m512i Weights;
+typedef int8_t Input;
 typedef __m512i Ints;
 typedef __m512 Floats;
 
@@ -65,8 +71,8 @@ INLINE float sum_lanes(const Floats *parts) {
     __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(*parts), _mm512_extractf32x8_ps(*parts, 1));
     return sum_eight(eight);
 }
-INLINE Bytes scaled_bytes(Bytes bytes, Floats times, Floats plus) {
-    Bytes scaled = _mm512_setzero_si512();
+INLINE Weights round_weights(Bytes bytes, Floats times, Floats plus) {
+    Weights scaled = _mm512_setzero_si512();
     UNROLLED for (int k = 0; k < 4; k++) {
         Ints column = _mm512_and_si512(_mm512_srli_epi32(bytes, 8 * k), _mm512_set1_epi32(255));
         Ints whole = _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_cvtepi32_ps(column), times, plus));
@@ -74,15 +80,11 @@ INLINE Bytes scaled_bytes(Bytes bytes, Floats times, Floats plus) {
     }
     return scaled;
 }
+INLINE Ints dot_weights(Ints sum, Weights weights, const Input *four) { return dot4(sum, weights, same_four(four), 0); }
 
 #elif defined(__AVX2__) && defined(__FMA__)
 
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__) || defined(__AVXVNNI__)
-enum { HAS_BYTE_PRODUCTS = 1 };
-#else
-enum { HAS_BYTE_PRODUCTS = 0 };
-#endif
-enum { LANES = 8, VECTORS = 2, ROWS = 2, AT_ONCE = 1, TOKENS = 3 };
+enum { LANES = 8, VECTORS = 2, ROWS = 2, AT_ONCE = 1, TOKENS = 6, AT_A_TIME = 2, HAS_FAST_MANY = 1 };
 typedef __m256i Bytes;
 typedef __m256i Ints;
 typedef __m256 Floats;
@@ -139,21 +141,53 @@ INLINE Floats larger_size(Floats one, Floats other) {
 INLINE Floats load_floats(const float *from) { return _mm256_loadu_ps(from); }
 INLINE void store_floats(float *to, Floats values) { _mm256_storeu_ps(to, values); }
 INLINE float sum_lanes(const Floats *parts) { return sum_eight(_mm256_add_ps(parts[0], parts[1])); }
-INLINE Bytes scaled_bytes(Bytes bytes, Floats times, Floats plus) {
-    Bytes scaled = _mm256_setzero_si256();
-    UNROLLED for (int k = 0; k < 4; k++) {
-        Ints column = _mm256_and_si256(_mm256_srli_epi32(bytes, 8 * k), _mm256_set1_epi32(255));
-        Ints whole = _mm256_cvtps_epi32(_mm256_fmadd_ps(_mm256_cvtepi32_ps(column), times, plus));
-        scaled = _mm256_or_si256(scaled, _mm256_slli_epi32(whole, 8 * k));
-    }
+INLINE Ints round_column(Bytes bytes, int k, Floats times, Floats plus) {
+    Ints column = _mm256_and_si256(_mm256_srli_epi32(bytes, 8 * k), _mm256_set1_epi32(255));
+    return _mm256_cvtps_epi32(_mm256_fmadd_ps(_mm256_cvtepi32_ps(column), times, plus));
+}
+
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__) || defined(__AVXVNNI__)
+enum { ABOVE = 128 };
+typedef __m256i Weights;
+typedef int8_t Input;
+
+INLINE Weights round_weights(Bytes bytes, Floats times, Floats plus) {
+    Weights scaled = _mm256_setzero_si256();
+    UNROLLED for (int k = 0; k < 4; k++)
+        scaled = _mm256_or_si256(scaled, _mm256_slli_epi32(round_column(bytes, k, times, plus), 8 * k));
     return scaled;
 }
+INLINE Ints dot_weights(Ints sum, Weights weights, const Input *four) { return dot4(sum, weights, same_four(four), 0); }
+#else /* two products of bytes may be too large for the sums that there are, those of 16 bits are not */
+enum { ABOVE = 0 };
+typedef struct { __m256i first, last; } Weights; /* of two columns each */
+typedef int16_t Input;
+
+INLINE __m256i round_two(Bytes bytes, int k, Floats times, Floats plus) {
+    Ints one = round_column(bytes, k, times, plus), other = round_column(bytes, k + 1, times, plus);
+    return _mm256_sub_epi16(_mm256_or_si256(one, _mm256_slli_epi32(other, 16)), _mm256_set1_epi16(128));
+}
+INLINE Weights round_weights(Bytes bytes, Floats times, Floats plus) {
+    return (Weights){round_two(bytes, 0, times, plus), round_two(bytes, 2, times, plus)};
+}
+INLINE Ints same_two(const Input *two) {
+    int32_t whole;
+    memcpy(&whole, two, 4);
+    return _mm256_set1_epi32(whole);
+}
+INLINE Ints dot_weights(Ints sum, Weights weights, const Input *four) {
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(weights.first, same_two(four)));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(weights.last, same_two(four + 2)));
+}
+#endif
 
 #else /* any processor; the compiler makes of it what it can */
 
-enum { LANES = 16, VECTORS = 1, ROWS = 1, AT_ONCE = 1, TOKENS = 1, HAS_BYTE_PRODUCTS = 0 };
+enum { LANES = 16, VECTORS = 1, ROWS = 1, AT_ONCE = 1, TOKENS = 1, AT_A_TIME = 2, ABOVE = 128, HAS_FAST_MANY = 0 };
 #define LOOP for (int i = 0; i < LANES; i++)
 typedef struct { uint8_t at[4][LANES]; } Bytes;
+typedef Bytes Weights;
+typedef int8_t Input;
 typedef struct { int32_t at[LANES]; } Ints;
 typedef struct { float at[LANES]; } Floats;
 
@@ -243,9 +277,10 @@ INLINE float sum_lanes(const Floats *parts) {
         for (int i = 0; i < width; i++) sums.at[i] += sums.at[i + width];
     return sums.at[0];
 }
-INLINE Bytes scaled_bytes(Bytes bytes, Floats times, Floats plus) {
+INLINE Weights round_weights(Bytes bytes, Floats times, Floats plus) {
     for (int k = 0; k < 4; k++) LOOP bytes.at[k][i] = (uint8_t)rintf(fmaf((float)bytes.at[k][i], times.at[i], plus.at[i]));
     return bytes;
 }
+INLINE Ints dot_weights(Ints sum, Weights weights, const Input *four) { return dot4(sum, weights, same_four(four), 0); }
 
 #endif

@@ -1,7 +1,8 @@
 /* Products of many rows of inputs with a matrix of 4-bit digits, in the tiles of shared/quant/tiles.py.
  *
  * Inputs and weights become whole numbers of 8 bits, under a scale for each CHUNK of columns: so few scales that next to
- * nothing but the processor's products of bytes is left, and so many that rounding costs little beside that of the 4 bits.
+ * nothing but the processor's products of whole numbers is left, and so many that rounding costs little beside that of the 4
+ * bits.
  * Weights are unpacked once for all inputs, PANEL rows at a time. The bits of a row of results depend neither on the rows
  * beside it nor on the number of threads nor on the kind of processor.
  */
@@ -16,15 +17,15 @@ enum { CHUNK = 64, STEPS = CHUNK / 4, PANEL = 2 * UNIT };
 
 /* Inputs of all rows, in blocks of TOKENS of them, and of each all chunks one after the other. */
 typedef struct {
-    int8_t *whole;  /* [blocks][chunks][TOKENS][CHUNK] */
+    Input *whole;   /* [blocks][chunks][TOKENS][CHUNK] */
     float *scale;   /* [blocks][chunks][TOKENS] */
-    int32_t *start; /* [blocks][chunks][TOKENS], that to which products with weights of 0 to 255, not ±128, are added */
+    int32_t *start; /* [blocks][chunks][TOKENS], that to which products with weights that are ABOVE too large are added */
 } Inputs;
 
 /* Rows of the matrix: UNIT of the upper half of a tile, then as many of the lower one. */
 typedef struct {
-    Bytes *weights; /* [chunks][STEPS][EACH], plus 128 */
-    Floats *scale;  /* [chunks][EACH] */
+    Weights *weights; /* [chunks][STEPS][EACH], plus ABOVE */
+    Floats *scale;    /* [chunks][EACH] */
 } Panel;
 
 static void round_block(
@@ -37,15 +38,17 @@ static void round_block(
         else memset(room, 0, (size_t)matrix->columns * sizeof(float));
         for (int64_t c = 0; c < chunks; c++) {
             int64_t at = (block * chunks + c) * TOKENS + t;
-            round_inputs(room + c * CHUNK, CHUNK, LARGEST, NULL, into.whole + at * CHUNK, into.scale + at, into.start + at);
-            into.start[at] *= -128;
+            int8_t whole[CHUNK];
+            round_inputs(room + c * CHUNK, CHUNK, LARGEST, NULL, whole, into.scale + at, into.start + at);
+            for (int64_t i = 0; i < CHUNK; i++) into.whole[at * CHUNK + i] = whole[i];
+            into.start[at] *= -ABOVE;
         }
     }
 }
 
 /* Round the weights of a chunk, whose first column is `k`, in the rows of a unit. */
 INLINE void round_chunk(
-    const Matrix *matrix, const uint8_t *tile, const uint16_t *scales, int unit, int half, int64_t k, Bytes *weights, Floats *made
+    const Matrix *matrix, const uint8_t *tile, const uint16_t *scales, int unit, int half, int64_t k, Weights *weights, Floats *made
 ) {
     const int64_t groups = matrix->group < CHUNK ? CHUNK / matrix->group : 1, each = CHUNK / groups;
     Floats step[2][EACH], least[2][EACH], inverse[EACH];
@@ -72,40 +75,40 @@ INLINE void round_chunk(
         for (int64_t column = k + g * each; column < k + (g + 1) * each; column += 4, weights += EACH) {
             Bytes digits[EACH];
             unpack(tile + column * half, half, unit * UNIT, 0, digits);
-            UNROLLED for (int v = 0; v < EACH; v++) weights[v] = scaled_bytes(digits[v], times[v], plus[v]);
+            UNROLLED for (int v = 0; v < EACH; v++) weights[v] = round_weights(digits[v], times[v], plus[v]);
         }
     }
 }
 
 static void round_panel(const Matrix *matrix, const uint8_t *tile, const uint16_t *scales, int unit, Panel panel) {
     for (int64_t c = 0; c < matrix->columns / CHUNK; c++) {
-        Bytes *weights = panel.weights + c * STEPS * EACH;
+        Weights *weights = panel.weights + c * STEPS * EACH;
         if (matrix->tile == 64) round_chunk(matrix, tile, scales, unit, 32, c * CHUNK, weights, panel.scale + c * EACH);
         else round_chunk(matrix, tile, scales, unit, 16, c * CHUNK, weights, panel.scale + c * EACH);
     }
 }
 
 /* Multiply a block of inputs with a panel. */
-static void multiply_block(int64_t chunks, Panel panel, const int8_t *whole, const float *scale, const int32_t *start,
+static void multiply_block(int64_t chunks, Panel panel, const Input *whole, const float *scale, const int32_t *start,
                            float results[TOKENS][PANEL]) {
     memset(results, 0, sizeof(float) * TOKENS * PANEL);
-    for (int64_t c = 0; c < chunks; c++, whole += TOKENS * CHUNK, scale += TOKENS, start += TOKENS) {
-        Ints sums[TOKENS][EACH];
-        UNROLLED for (int t = 0; t < TOKENS; t++)
-            UNROLLED for (int v = 0; v < EACH; v++) sums[t][v] = all_ints(start[t]);
-        const Bytes *weights = panel.weights + c * STEPS * EACH;
-        for (int step = 0; step < STEPS; step++, weights += EACH)
-            UNROLLED for (int t = 0; t < TOKENS; t++) {
-                Bytes inputs = same_four(whole + t * CHUNK + 4 * step);
-                UNROLLED for (int v = 0; v < EACH; v++) sums[t][v] = dot4(sums[t][v], weights[v], inputs, 0);
-            }
-        UNROLLED for (int t = 0; t < TOKENS; t++)
-            UNROLLED for (int v = 0; v < EACH; v++) {
-                float *result = results[t] + v * LANES;
-                Floats unit = multiply(panel.scale[c * EACH + v], all_floats(scale[t]));
-                store_floats(result, multiply_add(to_floats(sums[t][v]), unit, load_floats(result)));
-            }
-    }
+    for (int64_t c = 0; c < chunks; c++, whole += TOKENS * CHUNK, scale += TOKENS, start += TOKENS)
+        for (int first = 0; first < EACH; first += AT_A_TIME) {
+            Ints sums[TOKENS][AT_A_TIME];
+            UNROLLED for (int t = 0; t < TOKENS; t++)
+                UNROLLED for (int v = 0; v < AT_A_TIME; v++) sums[t][v] = all_ints(start[t]);
+            const Weights *weights = panel.weights + c * STEPS * EACH + first;
+            for (int step = 0; step < STEPS; step++, weights += EACH)
+                UNROLLED for (int t = 0; t < TOKENS; t++)
+                    UNROLLED for (int v = 0; v < AT_A_TIME; v++)
+                        sums[t][v] = dot_weights(sums[t][v], weights[v], whole + t * CHUNK + 4 * step);
+            UNROLLED for (int t = 0; t < TOKENS; t++)
+                UNROLLED for (int v = 0; v < AT_A_TIME; v++) {
+                    float *result = results[t] + (first + v) * LANES;
+                    Floats unit = multiply(panel.scale[c * EACH + first + v], all_floats(scale[t]));
+                    store_floats(result, multiply_add(to_floats(sums[t][v]), unit, load_floats(result)));
+                }
+        }
 }
 
 /* Multiply all inputs with a panel, or with two of them, the second of which gates the first. */
@@ -129,8 +132,8 @@ static void multiply_panels(
     }
 }
 
-/* Return whether this processor multiplies bytes so fast that layermesh_multiply_many is the best way. */
-int layermesh_has_byte_products(void) { return HAS_BYTE_PRODUCTS; }
+/* Return whether this processor multiplies whole numbers so fast that layermesh_multiply_many is the best way. */
+int layermesh_has_fast_many(void) { return HAS_FAST_MANY; }
 
 /* As layermesh_multiply_few, for 4 bits and whole chunks of columns. */
 int layermesh_multiply_many(
@@ -140,18 +143,19 @@ int layermesh_multiply_many(
     int64_t chunks = matrix->columns / CHUNK, blocks = (num + TOKENS - 1) / TOKENS, scaled = blocks * TOKENS * chunks;
     int64_t tiles = (matrix->used + matrix->tile - 1) / matrix->tile, second = matrix->used / matrix->tile;
     Around around = {norm, bias, residual};
-    char *room = malloc((size_t)scaled * (CHUNK + 8));
+    char *room = malloc((size_t)scaled * (CHUNK * sizeof(Input) + 8));
     if (!room) return 1;
-    Inputs rounded = {(int8_t *)room, (float *)(room + scaled * CHUNK), (int32_t *)(room + scaled * CHUNK) + scaled};
+    float *scales_room = (float *)(room + (size_t)scaled * CHUNK * sizeof(Input));
+    Inputs rounded = {(Input *)room, scales_room, (int32_t *)(scales_room + scaled)};
     int failed = 0;
 #pragma omp parallel
     {
-        size_t in_panel = (size_t)chunks * (STEPS * sizeof(Bytes) + sizeof(Floats)) * EACH;
+        size_t in_panel = (size_t)chunks * (STEPS * sizeof(Weights) + sizeof(Floats)) * EACH;
         char *mine = aligned_alloc(64, 2 * in_panel + (size_t)matrix->columns * sizeof(float));
         Panel panels[2];
         for (int half = 0; half < 2; half++) {
             char *start = mine + half * in_panel;
-            panels[half] = (Panel){(Bytes *)start, (Floats *)(start + (size_t)chunks * STEPS * EACH * sizeof(Bytes))};
+            panels[half] = (Panel){(Weights *)start, (Floats *)(start + (size_t)chunks * STEPS * EACH * sizeof(Weights))};
         }
 #pragma omp for schedule(static)
         for (int64_t b = 0; b < blocks; b++)

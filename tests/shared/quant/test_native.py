@@ -187,11 +187,11 @@ def test_code_for_lesser_processors_gives_the_same_bits(native, target, tmp_path
     monkeypatch.setattr(building, "_FLAGS", flags)
     lesser = load_kernel(built_library(tmp_path / "kernel", COMPILER))
     assert lesser is not None
-    assert lesser.has_byte_products == (target == "cascadelake")
+    assert lesser.has_fast_many == (target == "cascadelake")
     for form in FORMS:
         for tile in (32, 64):
             packed, inputs = some_quants(form, 128, 4).pack(tile), torch.randn(5, 4 * form.group)
-            for many in (False, True) if lesser.has_byte_products and form.bits == 4 else (False,):
+            for many in (False, True) if lesser.has_fast_many and form.bits == 4 else (False,):
                 ours, theirs = (each.product(inputs, *packed, form, tile, many=many) for each in (native, lesser))
                 assert torch.equal(ours, theirs)
     surrounded = [_run_around(kernel) for kernel in (native, lesser)]
