@@ -14,7 +14,11 @@
 #define PIECE 524288        /* weights that a thread takes at a time, about */
 
 typedef struct {
+#ifdef IN_PAIRS
+    int16_t *whole; /* [columns] */
+#else
     int8_t *high, *low; /* [columns] */
+#endif
     float *scale;       /* [groups] */
     int32_t *sum;       /* [groups], of the whole numbers */
 } Row;
@@ -26,8 +30,13 @@ typedef struct {
 } Tile;
 
 INLINE void round_groups(const Matrix *matrix, const float *inputs, Row row, int64_t group) {
-    for (int64_t g = 0, k = 0; k < matrix->columns; g++, k += group)
-        round_inputs(inputs + k, group, LARGEST, row.high + k, row.low + k, row.scale + g, row.sum + g);
+    for (int64_t g = 0, k = 0; k < matrix->columns; g++, k += group) {
+#ifdef IN_PAIRS
+        round_inputs(inputs + k, group, LARGEST, NULL, NULL, row.whole + k, row.scale + g, row.sum + g);
+#else
+        round_inputs(inputs + k, group, LARGEST, row.high + k, row.low + k, NULL, row.scale + g, row.sum + g);
+#endif
+    }
 }
 
 static void round_row(const Matrix *matrix, const float *inputs, Row row) {
@@ -39,46 +48,86 @@ INLINE void prefetch(const void *start, int num_bytes) {
     UNROLLED for (int line = 0; line < num_bytes; line += 64) __builtin_prefetch((const char *)start + line);
 }
 
+/* Where the digits of a group begin, and those that are asked for ahead. */
+typedef struct {
+    const uint8_t *tile, *wanted;
+} Digits;
+
+/* Add the products of a group, the first of whose columns is `k`, and go on to the next. Products are with digits less what
+ * they are above the weights. All but the pointers are constants, here and in `multiply_units`. */
+INLINE void sum_group(
+    Digits *at, const Row *inputs, int g, int k, int group, int first, int half, int bits, int units, int num,
+    Ints exact[ROWS][AT_ONCE][EACH]
+) {
+    const int block = group < 32 ? group : 32, offset = bits == 8 ? 136 : 8;
+#ifdef IN_PAIRS
+    Ints sums[ROWS][AT_ONCE * EACH];
+    UNROLLED for (int r = 0; r < num; r++)
+        UNROLLED for (int i = 0; i < units * EACH; i++)
+            sums[r][i] = all_ints(-offset * inputs[r].sum[g] * (bits == 4 && i % 4 > 1 ? 16 : 1));
+#else
+    Ints high[ROWS][AT_ONCE][EACH], low[ROWS][AT_ONCE][EACH];
+    UNROLLED for (int r = 0; r < num; r++)
+        UNROLLED for (int u = 0; u < units; u++)
+            UNROLLED for (int v = 0; v < EACH; v++) {
+                high[r][u][v] = all_ints(0);
+                low[r][u][v] = all_ints(-offset * inputs[r].sum[g]);
+            }
+#endif
+    for (int end = k + group; k < end; k += block)
+        UNROLLED for (int plane = 0; plane < bits / 4; plane++)
+            for (int column = k; column < k + block; column += 4, at->tile += 4 * half, at->wanted += 4 * half) {
+                prefetch(at->wanted, 4 * half);
+#ifdef IN_PAIRS
+                UNROLLED for (int two = 0; two < 4; two += 2) {
+                    Ints pairs[AT_ONCE];
+                    pair_columns(at->tile + two * half, half, first, units, pairs);
+                    UNROLLED for (int i = 0; i < units * EACH; i++) {
+                        Ints digits = digits_of(pairs[i / 4], i % 4, bits, plane);
+                        UNROLLED for (int r = 0; r < num; r++)
+                            sums[r][i] = dot2(sums[r][i], digits, same_two(inputs[r].whole + column + two));
+                    }
+                }
+#else
+                UNROLLED for (int u = 0; u < units; u++) {
+                    Bytes digits[EACH]; /* first those of the upper rows */
+                    unpack(at->tile, half, (first + u) * UNIT, plane, digits);
+                    UNROLLED for (int r = 0; r < num; r++)
+                        UNROLLED for (int v = 0; v < EACH; v++) {
+                            high[r][u][v] = dot4(high[r][u][v], digits[v], same_four(inputs[r].high + column));
+                            low[r][u][v] = dot4(low[r][u][v], digits[v], same_four(inputs[r].low + column));
+                        }
+                }
+#endif
+            }
+    UNROLLED for (int r = 0; r < num; r++) {
+#ifdef IN_PAIRS
+        order_sums(sums[r], units, bits, exact[r][0]);
+#else
+        UNROLLED for (int u = 0; u < units; u++)
+            UNROLLED for (int v = 0; v < EACH; v++) exact[r][u][v] = join_halves(high[r][u][v], low[r][u][v]);
+#endif
+    }
+}
+
 /* Multiply `num` rows of inputs with `units` of a tile, from unit `first` on; `results` are [num][tile]. What is asked for
- * ahead goes on with the `next` tile.
- *
- * All but the pointers are constants wherever this is inlined, so that the sums stay in registers. */
+ * ahead goes on with the `next` tile. What is constant wherever this is inlined lets the sums stay in registers. */
 INLINE void multiply_units(
     const Matrix *matrix, Tile at, Tile next, const Row *inputs, float *results, int first, int half, int bits, int units,
     int num
 ) {
-    const int group = (int)matrix->group, block = group < 32 ? group : 32, planes = bits / 4;
-    const int offset = bits == 8 ? 136 : 8, weight_of_zero = bits == 8 ? 17 : 1;
-    const int64_t num_bytes = matrix->columns * half * planes, groups = matrix->columns / group;
-    const uint8_t *tile = at.digits;
+    const int group = (int)matrix->group, weight_of_zero = bits == 8 ? 17 : 1;
+    const int64_t num_bytes = matrix->columns * half * (bits / 4), groups = matrix->columns / group;
+    Digits digits = {at.digits, NULL};
     Floats made[ROWS][AT_ONCE][EACH];
     UNROLLED for (int r = 0; r < num; r++)
         UNROLLED for (int u = 0; u < units; u++)
             UNROLLED for (int v = 0; v < EACH; v++) made[r][u][v] = all_floats(0.0f);
-    for (int g = 0, k = 0; k < matrix->columns; g++) {
-        Ints high[ROWS][AT_ONCE][EACH], low[ROWS][AT_ONCE][EACH];
-        UNROLLED for (int r = 0; r < num; r++)
-            UNROLLED for (int u = 0; u < units; u++)
-                UNROLLED for (int v = 0; v < EACH; v++) {
-                    high[r][u][v] = all_ints(0);
-                    low[r][u][v] = all_ints(-offset * inputs[r].sum[g]);
-                }
-        int64_t ahead = tile - at.digits + DIGITS_AHEAD;
-        const uint8_t *wanted = ahead < num_bytes ? at.digits + ahead : next.digits + (ahead - num_bytes);
-        for (int end = k + group; k < end; k += block)
-            UNROLLED for (int plane = 0; plane < planes; plane++)
-                for (int column = k; column < k + block; column += 4, tile += 4 * half, wanted += 4 * half) {
-                    prefetch(wanted, 4 * half);
-                    UNROLLED for (int u = 0; u < units; u++) {
-                        Bytes digits[EACH]; /* first those of the upper rows */
-                        unpack(tile, half, (first + u) * UNIT, plane, digits);
-                        UNROLLED for (int r = 0; r < num; r++)
-                            UNROLLED for (int v = 0; v < EACH; v++) {
-                                high[r][u][v] = dot4(high[r][u][v], digits[v], same_four(inputs[r].high + column), plane);
-                                low[r][u][v] = dot4(low[r][u][v], digits[v], same_four(inputs[r].low + column), plane);
-                            }
-                    }
-                }
+    for (int g = 0, k = 0; k < matrix->columns; g++, k += group) {
+        Ints exact[ROWS][AT_ONCE][EACH];
+        int64_t ahead = digits.tile - at.digits + DIGITS_AHEAD;
+        digits.wanted = ahead < num_bytes ? at.digits + ahead : next.digits + (ahead - num_bytes);
+        sum_group(&digits, inputs, g, k, group, first, half, bits, units, num, exact);
         const uint16_t *scale = at.scales + 2 * g * matrix->rows; /* those of a tile lie far apart */
         int64_t later = g + GROUPS_AHEAD;
         const uint16_t *wanted_scales = later < groups ? at.scales : next.scales;
@@ -89,10 +138,10 @@ INLINE void multiply_units(
                 Ints pairs = load_ints(scale + 2 * row);
                 Floats step = first_of_pairs(pairs), zero = second_of_pairs(pairs);
                 UNROLLED for (int r = 0; r < num; r++) {
-                    Floats exact = to_floats(join_halves(high[r][u][v], low[r][u][v]));
                     Floats input = all_floats(inputs[r].scale[g]);
                     Floats total = all_floats(inputs[r].scale[g] * (float)inputs[r].sum[g] * (float)weight_of_zero);
-                    made[r][u][v] = multiply_add(zero, total, multiply_add(step, multiply(exact, input), made[r][u][v]));
+                    Floats scaled = multiply(to_floats(exact[r][u][v]), input);
+                    made[r][u][v] = multiply_add(zero, total, multiply_add(step, scaled, made[r][u][v]));
                 }
             }
     }
@@ -161,8 +210,12 @@ static void round_rows(const Matrix *matrix, Around around, const void *inputs, 
     float *floats = (float *)(rows + num);
     char *room = (char *)(floats + num * matrix->columns);
     for (int64_t r = 0; r < num; r++) {
-        rows[r] = (Row){(int8_t *)room, (int8_t *)room + matrix->columns, (float *)(room + 2 * matrix->columns),
-                        (int32_t *)(room + 2 * matrix->columns) + groups};
+        float *scale = (float *)(room + 2 * matrix->columns);
+#ifdef IN_PAIRS
+        rows[r] = (Row){(int16_t *)room, scale, (int32_t *)(scale + groups)};
+#else
+        rows[r] = (Row){(int8_t *)room, (int8_t *)room + matrix->columns, scale, (int32_t *)(scale + groups)};
+#endif
         room += 2 * matrix->columns + 8 * groups;
     }
 #pragma omp parallel for if (num >= 2 * ROWS)

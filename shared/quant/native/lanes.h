@@ -3,9 +3,9 @@
  * Bytes holds 4 bytes for each lane, of 4 columns. VECTORS registers hold a unit of 16 rows. `larger_size` compares with the
  * size of its second number; `sum_lanes` adds VECTORS registers of numbers, halves to halves.
  *
- * Where there are many rows of inputs, Weights holds those of 4 columns for each lane, in 8 bits or as wide as they are
- * multiplied best, and Input is one number that they are multiplied with. `round_weights` makes them of bytes × times + plus,
- * between 0 and 255, less 128 and plus ABOVE; TOKENS rows of inputs are multiplied with AT_A_TIME registers of the matrix.
+ * Where there are many rows of inputs, a register of Weights holds those of TOGETHER columns for each lane, and Input is one
+ * number that they are multiplied with. `round_weights` makes all those of 4 columns, EACH registers apart, of bytes × times +
+ * plus, between 0 and 255, less 128 and plus ABOVE; TOKENS rows of inputs are multiplied with AT_A_TIME registers.
  */
 #ifdef __SSE2__
 #include <immintrin.h>
@@ -22,7 +22,7 @@ INLINE float sum_eight(__m256 eight) {
 
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 
-enum { LANES = 16, VECTORS = 1, ROWS = 4, AT_ONCE = 2, TOKENS = 12, AT_A_TIME = 2, ABOVE = 128, HAS_FAST_MANY = 1 };
+enum { LANES = 16, VECTORS = 1, ROWS = 4, AT_ONCE = 2, TOKENS = 12, AT_A_TIME = 2, TOGETHER = 4, ABOVE = 128, HAS_FAST_MANY = 1 };
 typedef __m512i Bytes;
 typedef __m512i Weights;
 typedef int8_t Input;
@@ -47,8 +47,7 @@ INLINE Bytes same_four(const int8_t *four) {
     memcpy(&whole, four, 4);
     return _mm512_set1_epi32(whole);
 }
-INLINE Ints dot4(Ints sum, Bytes digits, Bytes inputs, int plane) {
-    (void)plane;
+INLINE Ints dot4(Ints sum, Bytes digits, Bytes inputs) {
     return _mm512_dpbusd_epi32(sum, digits, inputs);
 }
 INLINE Ints all_ints(int32_t value) { return _mm512_set1_epi32(value); }
@@ -71,20 +70,29 @@ INLINE float sum_lanes(const Floats *parts) {
     __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(*parts), _mm512_extractf32x8_ps(*parts, 1));
     return sum_eight(eight);
 }
-INLINE Weights round_weights(Bytes bytes, Floats times, Floats plus) {
+INLINE void round_weights(Bytes bytes, Floats times, Floats plus, Weights *into, int each) {
+    (void)each;
     Weights scaled = _mm512_setzero_si512();
     UNROLLED for (int k = 0; k < 4; k++) {
         Ints column = _mm512_and_si512(_mm512_srli_epi32(bytes, 8 * k), _mm512_set1_epi32(255));
         Ints whole = _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_cvtepi32_ps(column), times, plus));
         scaled = _mm512_or_si512(scaled, _mm512_slli_epi32(whole, 8 * k));
     }
-    return scaled;
+    *into = scaled;
 }
-INLINE Ints dot_weights(Ints sum, Weights weights, const Input *four) { return dot4(sum, weights, same_four(four), 0); }
+INLINE Weights in_register(Weights weights) { return weights; }
+INLINE Bytes same_inputs(const Input *four) { return same_four(four); }
+INLINE Ints dot_weights(Ints sum, Weights weights, Bytes inputs) { return dot4(sum, weights, inputs); }
 
 #elif defined(__AVX2__) && defined(__FMA__)
 
-enum { LANES = 8, VECTORS = 2, ROWS = 2, AT_ONCE = 1, TOKENS = 6, AT_A_TIME = 2, HAS_FAST_MANY = 1 };
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__) || defined(__AVXVNNI__)
+enum { AT_ONCE = 1 };
+#else /* two products of bytes may be too large for the sums that there are, those of 16 bits are not */
+enum { AT_ONCE = 2 };
+#define IN_PAIRS
+#endif
+enum { LANES = 8, VECTORS = 2, ROWS = 2, TOKENS = 6, AT_A_TIME = 2, HAS_FAST_MANY = 1 };
 typedef __m256i Bytes;
 typedef __m256i Ints;
 typedef __m256 Floats;
@@ -105,23 +113,6 @@ INLINE void unpack(const uint8_t *at, int half, int first, int plane, Bytes *dig
     }
 }
 
-INLINE Bytes same_four(const int8_t *four) {
-    int32_t whole;
-    memcpy(&whole, four, 4);
-    return _mm256_set1_epi32(whole);
-}
-INLINE Ints dot4(Ints sum, Bytes digits, Bytes inputs, int plane) {
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-    (void)plane;
-    return _mm256_dpbusd_epi32(sum, digits, inputs);
-#elif defined(__AVXVNNI__)
-    (void)plane;
-    return _mm256_dpbusd_avx_epi32(sum, digits, inputs);
-#else /* sums of two products have room for 16 bits only as long as digits are below 16 */
-    __m256i pairs = _mm256_maddubs_epi16(plane ? _mm256_srli_epi16(digits, 4) : digits, inputs);
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(plane ? 16 : 1)));
-#endif
-}
 INLINE Ints all_ints(int32_t value) { return _mm256_set1_epi32(value); }
 INLINE Ints join_halves(Ints high, Ints low) { return _mm256_add_epi32(_mm256_slli_epi32(high, 8), low); }
 INLINE Ints load_ints(const void *from) { return _mm256_loadu_si256((const __m256i *)from); }
@@ -146,44 +137,98 @@ INLINE Ints round_column(Bytes bytes, int k, Floats times, Floats plus) {
     return _mm256_cvtps_epi32(_mm256_fmadd_ps(_mm256_cvtepi32_ps(column), times, plus));
 }
 
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__) || defined(__AVXVNNI__)
-enum { ABOVE = 128 };
+#ifdef IN_PAIRS
+enum { TOGETHER = 2, ABOVE = 0 };
 typedef __m256i Weights;
-typedef int8_t Input;
-
-INLINE Weights round_weights(Bytes bytes, Floats times, Floats plus) {
-    Weights scaled = _mm256_setzero_si256();
-    UNROLLED for (int k = 0; k < 4; k++)
-        scaled = _mm256_or_si256(scaled, _mm256_slli_epi32(round_column(bytes, k, times, plus), 8 * k));
-    return scaled;
-}
-INLINE Ints dot_weights(Ints sum, Weights weights, const Input *four) { return dot4(sum, weights, same_four(four), 0); }
-#else /* two products of bytes may be too large for the sums that there are, those of 16 bits are not */
-enum { ABOVE = 0 };
-typedef struct { __m256i first, last; } Weights; /* of two columns each */
 typedef int16_t Input;
+
+INLINE Ints same_two(const int16_t *two) {
+    int32_t whole;
+    memcpy(&whole, two, 4);
+    return _mm256_set1_epi32(whole);
+}
+INLINE Ints dot2(Ints sum, Ints digits, Ints inputs) { return _mm256_add_epi32(sum, _mm256_madd_epi16(digits, inputs)); }
 
 INLINE __m256i round_two(Bytes bytes, int k, Floats times, Floats plus) {
     Ints one = round_column(bytes, k, times, plus), other = round_column(bytes, k + 1, times, plus);
     return _mm256_sub_epi16(_mm256_or_si256(one, _mm256_slli_epi32(other, 16)), _mm256_set1_epi16(128));
 }
-INLINE Weights round_weights(Bytes bytes, Floats times, Floats plus) {
-    return (Weights){round_two(bytes, 0, times, plus), round_two(bytes, 2, times, plus)};
+INLINE void round_weights(Bytes bytes, Floats times, Floats plus, Weights *into, int each) {
+    into[0] = round_two(bytes, 0, times, plus);
+    into[each] = round_two(bytes, 2, times, plus);
 }
-INLINE Ints same_two(const Input *two) {
+/* What is used so often that reading it again each time would take longer. */
+INLINE Weights in_register(Weights weights) {
+    __asm__("" : "+x"(weights));
+    return weights;
+}
+INLINE Ints same_inputs(const Input *two) { return same_two(two); }
+INLINE Ints dot_weights(Ints sum, Weights weights, Ints inputs) { return dot2(sum, weights, inputs); }
+
+/* The bytes of `units` units in two columns: 16 bits of the one beside those of the other, which are of rows 2i and 2i + 1. */
+INLINE void pair_columns(const uint8_t *at, int half, int first, int units, Ints *pairs) {
+    at += first * 16;
+    if (units == 2) {
+        Ints one = load_ints(at), other = load_ints(at + half);
+        pairs[0] = _mm256_unpacklo_epi16(one, other);
+        pairs[1] = _mm256_unpackhi_epi16(one, other);
+    } else {
+        __m128i one = _mm_loadu_si128((const __m128i *)at), other = _mm_loadu_si128((const __m128i *)(at + half));
+        pairs[0] = _mm256_set_m128i(_mm_unpackhi_epi16(one, other), _mm_unpacklo_epi16(one, other));
+    }
+}
+/* One digit of each pair of bytes, those of odd rows where `which` is odd, from 2 on those of lower rows.
+ *
+ * Digits of the second of two planes are times 16, and so are lower rows of a single one: `order_sums` knows that. */
+INLINE Ints digits_of(Ints pairs, int which, int bits, int plane) {
+    const int lies = 8 * (which % 2) + 4 * (which / 2), wanted = bits == 8 ? 4 * plane : 4 * (which / 2);
+    Ints shifted = lies >= wanted ? _mm256_srli_epi16(pairs, lies - wanted) : _mm256_slli_epi16(pairs, wanted - lies);
+    return _mm256_and_si256(shifted, _mm256_set1_epi16((int16_t)(15 << wanted)));
+}
+/* Bring the sums of `digits_of` pairs, 4 of each, into the order of rows: EACH registers for each unit. */
+INLINE void order_sums(const Ints *sums, int units, int bits, Ints *ordered) {
+    UNROLLED for (int p = 0; p < units; p++)
+        UNROLLED for (int lower = 0; lower < 2; lower++) {
+            Ints even = sums[4 * p + 2 * lower], odd = sums[4 * p + 2 * lower + 1];
+            Ints front = _mm256_unpacklo_epi32(even, odd), back = _mm256_unpackhi_epi32(even, odd);
+            Ints one = _mm256_permute2x128_si256(front, back, 0x20), other = _mm256_permute2x128_si256(front, back, 0x31);
+            if (bits == 4 && lower) one = _mm256_srai_epi32(one, 4), other = _mm256_srai_epi32(other, 4);
+            ordered[units == 2 ? 2 * lower + p : 2 * lower] = one;
+            ordered[units == 2 ? 4 + 2 * lower + p : 2 * lower + 1] = other;
+        }
+}
+#else
+enum { TOGETHER = 4, ABOVE = 128 };
+typedef __m256i Weights;
+typedef int8_t Input;
+
+INLINE Bytes same_four(const int8_t *four) {
     int32_t whole;
-    memcpy(&whole, two, 4);
+    memcpy(&whole, four, 4);
     return _mm256_set1_epi32(whole);
 }
-INLINE Ints dot_weights(Ints sum, Weights weights, const Input *four) {
-    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(weights.first, same_two(four)));
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(weights.last, same_two(four + 2)));
+INLINE Ints dot4(Ints sum, Bytes digits, Bytes inputs) {
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+    return _mm256_dpbusd_epi32(sum, digits, inputs);
+#else
+    return _mm256_dpbusd_avx_epi32(sum, digits, inputs);
+#endif
 }
+INLINE void round_weights(Bytes bytes, Floats times, Floats plus, Weights *into, int each) {
+    (void)each;
+    Weights scaled = _mm256_setzero_si256();
+    UNROLLED for (int k = 0; k < 4; k++)
+        scaled = _mm256_or_si256(scaled, _mm256_slli_epi32(round_column(bytes, k, times, plus), 8 * k));
+    *into = scaled;
+}
+INLINE Weights in_register(Weights weights) { return weights; }
+INLINE Bytes same_inputs(const Input *four) { return same_four(four); }
+INLINE Ints dot_weights(Ints sum, Weights weights, Bytes inputs) { return dot4(sum, weights, inputs); }
 #endif
 
 #else /* any processor; the compiler makes of it what it can */
 
-enum { LANES = 16, VECTORS = 1, ROWS = 1, AT_ONCE = 1, TOKENS = 1, AT_A_TIME = 2, ABOVE = 128, HAS_FAST_MANY = 0 };
+enum { LANES = 16, VECTORS = 1, ROWS = 1, AT_ONCE = 1, TOKENS = 1, AT_A_TIME = 2, TOGETHER = 4, ABOVE = 128, HAS_FAST_MANY = 0 };
 #define LOOP for (int i = 0; i < LANES; i++)
 typedef struct { uint8_t at[4][LANES]; } Bytes;
 typedef Bytes Weights;
@@ -204,8 +249,7 @@ INLINE Bytes same_four(const int8_t *four) {
     for (int k = 0; k < 4; k++) memset(same.at[k], four[k], LANES);
     return same;
 }
-INLINE Ints dot4(Ints sum, Bytes digits, Bytes inputs, int plane) {
-    (void)plane;
+INLINE Ints dot4(Ints sum, Bytes digits, Bytes inputs) {
     for (int k = 0; k < 4; k++) LOOP sum.at[i] += (int32_t)digits.at[k][i] * (int8_t)inputs.at[k][i];
     return sum;
 }
@@ -277,10 +321,13 @@ INLINE float sum_lanes(const Floats *parts) {
         for (int i = 0; i < width; i++) sums.at[i] += sums.at[i + width];
     return sums.at[0];
 }
-INLINE Weights round_weights(Bytes bytes, Floats times, Floats plus) {
+INLINE void round_weights(Bytes bytes, Floats times, Floats plus, Weights *into, int each) {
+    (void)each;
     for (int k = 0; k < 4; k++) LOOP bytes.at[k][i] = (uint8_t)rintf(fmaf((float)bytes.at[k][i], times.at[i], plus.at[i]));
-    return bytes;
+    *into = bytes;
 }
-INLINE Ints dot_weights(Ints sum, Weights weights, const Input *four) { return dot4(sum, weights, same_four(four), 0); }
+INLINE Weights in_register(Weights weights) { return weights; }
+INLINE Bytes same_inputs(const Input *four) { return same_four(four); }
+INLINE Ints dot_weights(Ints sum, Weights weights, Bytes inputs) { return dot4(sum, weights, inputs); }
 
 #endif

@@ -13,7 +13,7 @@
 
 #define LARGEST 127.0f
 
-enum { CHUNK = 64, STEPS = CHUNK / 4, PANEL = 2 * UNIT };
+enum { CHUNK = 64, STEPS = CHUNK / TOGETHER, PANEL = 2 * UNIT };
 
 /* Inputs of all rows, in blocks of TOKENS of them, and of each all chunks one after the other. */
 typedef struct {
@@ -38,9 +38,9 @@ static void round_block(
         else memset(room, 0, (size_t)matrix->columns * sizeof(float));
         for (int64_t c = 0; c < chunks; c++) {
             int64_t at = (block * chunks + c) * TOKENS + t;
-            int8_t whole[CHUNK];
-            round_inputs(room + c * CHUNK, CHUNK, LARGEST, NULL, whole, into.scale + at, into.start + at);
-            for (int64_t i = 0; i < CHUNK; i++) into.whole[at * CHUNK + i] = whole[i];
+            int8_t *bytes = sizeof(Input) == 1 ? (int8_t *)(into.whole + at * CHUNK) : NULL;
+            int16_t *pairs = sizeof(Input) == 1 ? NULL : (int16_t *)(into.whole + at * CHUNK);
+            round_inputs(room + c * CHUNK, CHUNK, LARGEST, NULL, bytes, pairs, into.scale + at, into.start + at);
             into.start[at] *= -ABOVE;
         }
     }
@@ -72,10 +72,10 @@ INLINE void round_chunk(
             times[v] = multiply(step[g][v], inverse[v]);
             plus[v] = multiply_add(least[g][v], inverse[v], all_floats(128.0f));
         }
-        for (int64_t column = k + g * each; column < k + (g + 1) * each; column += 4, weights += EACH) {
+        for (int64_t column = k + g * each; column < k + (g + 1) * each; column += 4, weights += 4 / TOGETHER * EACH) {
             Bytes digits[EACH];
             unpack(tile + column * half, half, unit * UNIT, 0, digits);
-            UNROLLED for (int v = 0; v < EACH; v++) weights[v] = round_weights(digits[v], times[v], plus[v]);
+            UNROLLED for (int v = 0; v < EACH; v++) round_weights(digits[v], times[v], plus[v], weights + v, EACH);
         }
     }
 }
@@ -98,10 +98,13 @@ static void multiply_block(int64_t chunks, Panel panel, const Input *whole, cons
             UNROLLED for (int t = 0; t < TOKENS; t++)
                 UNROLLED for (int v = 0; v < AT_A_TIME; v++) sums[t][v] = all_ints(start[t]);
             const Weights *weights = panel.weights + c * STEPS * EACH + first;
-            for (int step = 0; step < STEPS; step++, weights += EACH)
+            for (int column = 0; column < CHUNK; column += TOGETHER, weights += EACH) {
+                Weights used[AT_A_TIME];
+                UNROLLED for (int v = 0; v < AT_A_TIME; v++) used[v] = in_register(weights[v]);
                 UNROLLED for (int t = 0; t < TOKENS; t++)
                     UNROLLED for (int v = 0; v < AT_A_TIME; v++)
-                        sums[t][v] = dot_weights(sums[t][v], weights[v], whole + t * CHUNK + 4 * step);
+                        sums[t][v] = dot_weights(sums[t][v], used[v], same_inputs(whole + t * CHUNK + column));
+            }
             UNROLLED for (int t = 0; t < TOKENS; t++)
                 UNROLLED for (int v = 0; v < AT_A_TIME; v++) {
                     float *result = results[t] + (first + v) * LANES;

@@ -55,11 +55,12 @@ INLINE void read_inputs(const Matrix *matrix, Around around, const void *inputs,
     if (around.norm) normalise(matrix->bfloat, around.norm, matrix->columns, (float)matrix->epsilon, into);
 }
 
-/* Turn `count` inputs into whole numbers of at most `limit`, 256 × high + low; without `high` they are all in `low`.
+/* Turn `count` inputs into whole numbers of at most `limit`: all in `whole` or, 256 × high + low, in two; what is NULL is not
+ * written.
  *
  * The scale is not a number where one of them is infinite or none. */
 INLINE void round_inputs(
-    const float *inputs, int64_t count, float limit, int8_t *high, int8_t *low, float *scale, int32_t *sum
+    const float *inputs, int64_t count, float limit, int8_t *high, int8_t *low, int16_t *whole, float *scale, int32_t *sum
 ) {
     int32_t most = 0, total = 0;
     for (int64_t i = 0; i < count; i++) {
@@ -69,17 +70,19 @@ INLINE void round_inputs(
     float largest = of_bits(most);
     if (most >= 0x7f800000 || largest < LEAST) {
         if (high) memset(high, 0, (size_t)count);
-        memset(low, 0, (size_t)count);
+        if (low) memset(low, 0, (size_t)count);
+        if (whole) memset(whole, 0, (size_t)count * sizeof *whole);
         *scale = most >= 0x7f800000 ? NAN : 0.0f;
         *sum = 0;
         return;
     }
     float inverse = limit / largest;
     for (int64_t i = 0; i < count; i++) {
-        int32_t whole = whole_of(inputs[i] * inverse + ROUNDER);
-        low[i] = (int8_t)whole;
-        if (high) high[i] = (int8_t)((whole - (int8_t)whole) >> 8);
-        total += whole;
+        int32_t one = whole_of(inputs[i] * inverse + ROUNDER);
+        if (low) low[i] = (int8_t)one;
+        if (high) high[i] = (int8_t)((one - (int8_t)one) >> 8);
+        if (whole) whole[i] = (int16_t)one;
+        total += one;
     }
     *scale = largest / limit;
     *sum = total;
