@@ -2,10 +2,12 @@
 
 A few rows go straight through a kernel that reads the packed weights once for every few of them: our own, or torch's where that
 cannot be had. Many rows are worth unpacking for: 4-bit weights to bytes in our kernel, where the processor multiplies those;
-all others to bfloat16, which torch's kernel does fastest, by multiplying small blocks of the matrix with the identity.
+all others to bfloat16, which torch's kernel does fastest, by multiplying small blocks of the matrix with the identity. They are
+multiplied as that where the processor does, else as float32: torch would take a hundred times as long.
 """
 
 from enum import Enum
+from functools import cache
 from typing import Final
 
 import torch
@@ -49,7 +51,7 @@ def multiply(inputs: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, f
 
     packed: uint8 `form.packed_shape`, scales: bfloat16 `form.scales_shape`, both on the device of `inputs`. On a CPU
     sums are float32, of inputs that our kernel rounds to 16 bits under a scale for each group (many rows to 8 bits), and
-    torch's to bfloat16.
+    torch's to bfloat16 (many rows only where the processor multiplies that).
     """
     rows = inputs.reshape(-1, inputs.shape[-1])
     is_native = inputs.is_cpu and packed.is_cpu  # it would not notice weights that are not there
@@ -63,13 +65,13 @@ def multiply(inputs: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, f
     elif len(rows) < MANY_ROWS_FOR_TORCH:
         made = _multiply_few(rows.to(torch.bfloat16), packed, scales, form)
     else:
-        made = _multiply_many(rows.to(torch.bfloat16), packed, scales, form, tile)
+        made = _multiply_many(rows.to(_product_dtype()), packed, scales, form, tile)
     return made.to(inputs.dtype).view(*inputs.shape[:-1], -1)
 
 
 def unpacking_bytes(rows: int, columns: int, tile: int) -> int:
     """Return the memory that products of many inputs with a matrix take beside inputs and outputs."""
-    return 2 * 2 * min(_num_tiles(columns, tile) * tile, padded(rows)) * columns
+    return (2 + _product_dtype().itemsize) * min(_num_tiles(columns, tile) * tile, padded(rows)) * columns
 
 
 def _multiply_few(rows: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, form: QuantForm) -> torch.Tensor:
@@ -93,7 +95,7 @@ def _multiply_many(rows: torch.Tensor, packed: torch.Tensor, scales: torch.Tenso
 
 
 def _unpack_transposed(packed: torch.Tensor, scales: torch.Tensor, form: QuantForm, tile: int, out: torch.Tensor) -> None:
-    """Unpack whole tiles of rows into `out`, bfloat16 `[columns, rows]`.
+    """Unpack whole tiles of rows into `out`, `[columns, rows]`.
 
     Seen as a matrix of one block of columns and many more rows, the packed digits are still in the order of the kernel.
     """
@@ -125,6 +127,11 @@ def _multiply_plainly(
         weights = unpack(packed[start:end], scales[:, start:end], form, tile).dequantise().to(rows.dtype)
         products[:, start:end] = rows @ weights.t()
     return products
+
+
+@cache
+def _product_dtype() -> torch.dtype:
+    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 
 def _num_tiles(columns: int, tile: int) -> int:
