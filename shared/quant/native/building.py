@@ -59,9 +59,9 @@ def _build(compiler: Path, library: Path) -> None:
     """
     with tempfile.TemporaryDirectory(dir=library.parent) as name:
         made, linked = [Path(name) / f"{part}.o" for part in _PARTS], Path(name) / library.name
-        commands = [[compiler, *_FLAGS, "-c", SOURCES / f"{part}.c", "-o", path] for part, path in zip(_PARTS, made, strict=True)]
+        parts = [[SOURCES / f"{part}.c", "-o", path] for part, path in zip(_PARTS, made, strict=True)]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            list(pool.map(_run, commands))
+            list(pool.map(_run, [[compiler, *_FLAGS, "-c", *part] for part in parts]))
         _run([compiler, "-shared", *made, "-o", linked, "-lm"])
         linked.chmod(0o600)
         linked.replace(library)
