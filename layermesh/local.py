@@ -25,13 +25,15 @@ from layermesh.shared.frames import SessionId
 from layermesh.shared.library import resolve
 from layermesh.shared.library.home import unpacked_folder
 from layermesh.shared.manifest import Manifest
+from layermesh.shared.model.blocks import BlockTable
+from layermesh.shared.model.definition import ModelDefinition
 from layermesh.shared.prediction import Prediction, predict
 from layermesh.shared.residency import Residency
 from layermesh.shared.spans import LayerSpan
 from layermesh.shared.stage_key import StageKey
 from layermesh.worker.card_memory import CardMemory
-from layermesh.worker.machine import pick_device, pick_dtype, return_memory_promptly
-from layermesh.worker.opening import choose_budget, define, open_stage
+from layermesh.worker.machine import pick_device, return_memory_promptly
+from layermesh.worker.opening import choose_budget, define, define_as_stored, open_stage
 from layermesh.worker.profiling import measure_profile
 from layermesh.worker.stage import Stage
 
@@ -66,7 +68,6 @@ class LocalModel:
         self._notices = resolved.notices
         self.checkpoint = use_pack(resolved, open_checkpoint(resolved.path, unpacked_folder()), options)
         self.planned_tokens: int | None = None  # the length of sequence that a plan makes room for
-        self.dtype = _dtype(options.get("dtype")) or pick_dtype(_stored_dtype(self.checkpoint, self.config), self.device)
         self.fast_path = options.get("fast_path", True)
         self.on_tell: Callable[[str], None] = options.get("tell", lambda _: None)  # what a user should know meanwhile
         self.on_wait: Callable[[], None] = lambda: None  # called now and then while other machines compute
@@ -74,7 +75,8 @@ class LocalModel:
         self.remote_stages: tuple[StagePlan, ...] = ()
         self.has_part = True  # of the layers or the head, where a route goes through workers
         self.predicted: Prediction | None = None  # for a route
-        self.definition, self.table = define(self.checkpoint, self.dtype, fast_path=self.fast_path)
+        self.definition, self.table = self._define(_dtype(options.get("dtype")))
+        self.dtype: torch.dtype = self.definition.model.dtype
         self.budget = choose_budget(self.device, self.device_budget_bytes, self.host_budget_bytes)
         self.card_memory = None if self.device.type == "cpu" else CardMemory(self.device, self.device_budget_bytes)
         try:
@@ -220,6 +222,12 @@ class LocalModel:
                 self.line.release(PLANNING)
                 self.planned_tokens = size.num_tokens
                 return
+
+    def _define(self, dtype: torch.dtype | None) -> tuple[ModelDefinition, BlockTable]:
+        if dtype is not None:
+            return define(self.checkpoint, dtype, fast_path=self.fast_path)
+        stored = _stored_dtype(self.checkpoint, self.config)
+        return define_as_stored(self.checkpoint, stored, self.device, fast_path=self.fast_path)
 
     def _open_stage(self, span: LayerSpan) -> Stage:
         return open_stage(self.checkpoint, self.definition, self.table, span, self.device, self.budget)

@@ -4,10 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from layermesh.shared.model.blocks import LARGE_BYTES, NUM_READERS, PAGE_BYTES, Block, BlockTable
 from layermesh.shared.model.definition import ModelDefinition
+from layermesh.shared.processor import multiplies_bfloat16
 from layermesh.shared.quant.linear import QuantLinear
 from layermesh.shared.quant.multiplying import unpacking_bytes
+from layermesh.shared.quant.plain import WIDENED_BYTES
 from layermesh.shared.spans import LayerSpan
 
 DECODING_BYTES = 8 << 20  # what the readers use to decode pieces of blocks that are not stored as they are computed with
@@ -72,17 +76,21 @@ class Footprint:
         hidden = int(getattr(config, "hidden_size", 0) or 0)
         per_layer = _cache_elements(config) * itemsize
         blocks = (*table.stream, table.rest)
+        widens = device_type == "cpu" and definition.model.dtype is torch.bfloat16 and not multiplies_bfloat16()
         on_cuda = device_type == "cuda"
         return cls(
             rest_bytes=table.rest.loaded_bytes,
             scratch_bytes=max(block.scratch_bytes for block in blocks),
             decoding_bytes=_reading_bytes(blocks),
             kernel_bytes=_unpacking_bytes(definition)
+            + (2 * WIDENED_BYTES if widens else 0)
             + (EXPERT_KERNEL_BYTES if itemsize < ACCUMULATION_BYTES and _has_experts(table) else 0),
             cache_bytes_per_token=per_layer * (len(span) + 1),  # growing copies one layer at a time
             state_bytes=_state_elements(config) * 4 * len(span),
             hidden_bytes_per_token=2 * hidden * itemsize,
-            activation_bytes_per_token=(12 * hidden + 4 * _widest(config)) * itemsize + 4 * 4 * _scan_elements(config),
+            activation_bytes_per_token=(12 * hidden + 4 * _widest(config)) * itemsize
+            + (_widest(config) * ACCUMULATION_BYTES if widens else 0)
+            + 4 * 4 * _scan_elements(config),
             score_bytes=_score_elements(definition.model) * ACCUMULATION_BYTES,
             logits_bytes=2 * LOGITS_PARTY * definition.vocab_size * ACCUMULATION_BYTES,
             logits_bytes_per_token=0 if definition.keeps_last_logits else 2 * definition.vocab_size * ACCUMULATION_BYTES,

@@ -9,6 +9,7 @@ import psutil
 import torch
 
 from layermesh.shared.errors import ResourceError
+from layermesh.shared.processor import multiplies_bfloat16
 
 _SHARE: Final = 0.8  # of the free memory that is taken when nobody says how much
 _CGROUP_FILES: Final = (
@@ -46,9 +47,7 @@ def pick_dtype(stored: torch.dtype | None, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         native = torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
         return {None: native, torch.bfloat16: native, torch.float16: torch.float16}.get(stored, torch.float32)
-    if stored is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return torch.bfloat16
-    return torch.float32
+    return torch.bfloat16 if stored is torch.bfloat16 and multiplies_bfloat16() else torch.float32
 
 
 def free_memory(device: torch.device) -> int:

@@ -1,7 +1,7 @@
 """Sessions of one sweep that meet at a matrix, so that it is read once for all of them.
 
 One of them multiplies for those that are there. Our kernel gives each the bits that it gets alone, so a token that is alone
-goes through the same kernel.
+goes through the same kernel. So do several tokens of one session where torch would be slow.
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from torch import nn
 from layermesh.shared.model.definition import ModelDefinition
 from layermesh.shared.model.lean_layer import LeanLayer
 from layermesh.shared.quant.native.kernel import native_kernel
-from layermesh.shared.quant.plain import multiply, suits
+from layermesh.shared.quant.plain import multiply, multiply_several, suits, suits_several
 from layermesh.worker.doors import Forward
 
 
@@ -44,7 +44,8 @@ class Meetings:
     def _pass(self, module: nn.Linear, whole: Any, hidden: torch.Tensor) -> Any:
         forward = getcurrent()
         if not suits(hidden, module.weight, module.bias):
-            return whole(hidden)
+            stands_in = suits_several(hidden, module.weight, module.bias)
+            return multiply_several(hidden, module.weight, module.bias) if stands_in else whole(hidden)
         if not isinstance(forward, Forward) or not forward.takes_turns:
             return multiply(hidden, module.weight, module.bias)
         return self._meet(module, hidden, forward)

@@ -10,8 +10,10 @@ from layermesh.shared.model.block_table import build_block_table
 from layermesh.shared.model.blocks import BlockTable
 from layermesh.shared.model.checking import blaming, check_config
 from layermesh.shared.model.definition import ModelDefinition, define_model
+from layermesh.shared.model.lean_layer import LeanLayer
+from layermesh.shared.quant.native.kernel import native_kernel
 from layermesh.shared.spans import LayerSpan
-from layermesh.worker.machine import free_memory
+from layermesh.worker.machine import free_memory, pick_dtype
 from layermesh.worker.stage import Stage
 
 
@@ -44,6 +46,21 @@ def define(checkpoint: Checkpoint, dtype: torch.dtype, *, fast_path: bool) -> tu
     with blaming(checkpoint):
         definition = define_model(checkpoint.config_dir, dtype)
         return definition, build_block_table(checkpoint, definition, fast_path=fast_path)
+
+
+def define_as_stored(
+    checkpoint: Checkpoint, stored: torch.dtype | None, device: torch.device, *, fast_path: bool
+) -> tuple[ModelDefinition, BlockTable]:
+    """As `define`, computing in what suits weights that are `stored` so.
+
+    Lean layers do with bfloat16 on any processor that our kernel can be built for. Others take what torch does well.
+    """
+    dtype = pick_dtype(stored, device)
+    if dtype is not stored is torch.bfloat16 and device.type == "cpu" and fast_path and native_kernel() is not None:
+        definition, table = define(checkpoint, torch.bfloat16, fast_path=True)
+        if all(isinstance(layer, LeanLayer) for layer in definition.layers):
+            return definition, table
+    return define(checkpoint, dtype, fast_path=fast_path)
 
 
 def open_stage(

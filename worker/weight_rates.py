@@ -12,6 +12,7 @@ import torch
 
 from layermesh.shared.quant.forms import QuantForm
 from layermesh.shared.quant.multiplying import multiply
+from layermesh.shared.quant.native.kernel import native_kernel
 from layermesh.shared.quant.plain import multiply as multiply_plain
 from layermesh.shared.quant.plain import suits
 from layermesh.shared.quant.sizes import DEFAULT_GROUP, KINDS
@@ -39,7 +40,8 @@ def measure_weight_rates(device: torch.device, budget_bytes: int, seconds: float
     """
     most_bytes = max(min(MEASURED_BYTES, budget_bytes // 2), _LEAST_BYTES)
     native = pick_dtype(torch.bfloat16, device)
-    dtypes = dict.fromkeys((torch.float32, native))
+    by_kernel = device.type == "cpu" and native_kernel() is not None
+    dtypes = dict.fromkeys((torch.float32, native, *([torch.bfloat16] if by_kernel else [])))
     rates = {str(dtype).removeprefix("torch."): _plain_rate(device, dtype, most_bytes, seconds) for dtype in dtypes}
     for kind, bits in KINDS.items():
         rates[kind] = _packed_rate(device, QuantForm(bits, DEFAULT_GROUP), native, most_bytes, seconds)

@@ -7,11 +7,11 @@ multiplied as that where the processor does, else as float32: torch would take a
 """
 
 from enum import Enum
-from functools import cache
 from typing import Final
 
 import torch
 
+from layermesh.shared.processor import multiplies_bfloat16
 from layermesh.shared.quant.forms import QuantForm, padded
 from layermesh.shared.quant.native.kernel import DTYPES, native_kernel
 from layermesh.shared.quant.quants import unpack
@@ -129,9 +129,8 @@ def _multiply_plainly(
     return products
 
 
-@cache
 def _product_dtype() -> torch.dtype:
-    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    return torch.bfloat16 if multiplies_bfloat16() else torch.float32
 
 
 def _num_tiles(columns: int, tile: int) -> int:

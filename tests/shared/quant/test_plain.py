@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from layermesh.shared.quant import plain
 from layermesh.shared.quant.native.kernel import native_kernel
-from layermesh.shared.quant.plain import multiply, suits
+from layermesh.shared.quant.plain import MANY_ROWS, multiply, multiply_several, suits, suits_several
 
 pytestmark = pytest.mark.skipif(native_kernel() is None, reason="there is no C compiler")
 TOLERANCES = {torch.float32: 1e-6, torch.bfloat16: 5e-3}  # of the largest result; bfloat16 rounds it once
@@ -28,6 +29,28 @@ def test_products_are_right(dtype, has_bias, num, rows, columns):
     assert results.dtype is dtype
     assert results.shape == (num, rows)
     assert float((results.double() - expected).abs().max()) <= TOLERANCES[dtype] * max(float(expected.abs().max()), 1.0)
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("num", [2, MANY_ROWS - 1, MANY_ROWS, MANY_ROWS + 5])
+def test_products_of_several_tokens_are_right(monkeypatch, num, has_bias):
+    monkeypatch.setattr(plain, "WIDENED_BYTES", 4 * 96 * 7)  # seven rows of the matrix at a time
+    inputs, weights, bias = made(num, 30, 96, torch.bfloat16)
+    results = multiply_several(inputs.view(1, num, 96), weights, bias if has_bias else None)
+    expected = torch.nn.functional.linear(inputs.double(), weights.double(), bias.double() if has_bias else None)
+    assert results.dtype is torch.bfloat16
+    assert results.shape == (1, num, 30)
+    assert float((results[0].double() - expected).abs().max()) <= TOLERANCES[torch.bfloat16] * float(expected.abs().max())
+
+
+def test_several_tokens_are_torchs_where_the_processor_does_them_well(monkeypatch):
+    inputs, weights, _ = made(5, 8, 64, torch.bfloat16)
+    for does in (True, False):
+        monkeypatch.setattr(plain, "multiplies_bfloat16", lambda does=does: does)
+        assert suits_several(inputs, weights) == (not does)
+        assert not suits_several(inputs.float(), weights.float())
+        assert not suits_several(inputs[:0], weights)
+        assert not suits_several(inputs, weights.to("meta"))
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
