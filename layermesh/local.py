@@ -32,7 +32,7 @@ from layermesh.shared.residency import Residency
 from layermesh.shared.spans import LayerSpan
 from layermesh.shared.stage_key import StageKey
 from layermesh.worker.card_memory import CardMemory
-from layermesh.worker.machine import pick_device, return_memory_promptly
+from layermesh.worker.machine import pick_device, pick_dtype, return_memory_promptly
 from layermesh.worker.opening import choose_budget, define, define_as_stored, open_stage
 from layermesh.worker.profiling import measure_profile
 from layermesh.worker.stage import Stage
@@ -224,9 +224,9 @@ class LocalModel:
                 return
 
     def _define(self, dtype: torch.dtype | None) -> tuple[ModelDefinition, BlockTable]:
-        if dtype is not None:
-            return define(self.checkpoint, dtype, fast_path=self.fast_path)
         stored = _stored_dtype(self.checkpoint, self.config)
+        if dtype is not None or is_packed(self.config):
+            return define(self.checkpoint, dtype or pick_dtype(stored, self.device), fast_path=self.fast_path)
         return define_as_stored(self.checkpoint, stored, self.device, fast_path=self.fast_path)
 
     def _open_stage(self, span: LayerSpan) -> Stage:

@@ -6,6 +6,8 @@
  * Where there are many rows of inputs, a register of Weights holds those of TOGETHER columns for each lane, and Input is one
  * number that they are multiplied with. `round_weights` makes all those of 4 columns, EACH registers apart, of bytes × times +
  * plus, between 0 and 255, less 128 and plus ABOVE; TOKENS rows of inputs are multiplied with AT_A_TIME registers.
+ *
+ * Sums IN_PAIRS have room for groups of 256 columns: 8 × 16 × 32639 × 256 is less than 2^31.
  */
 #ifdef __SSE2__
 #include <immintrin.h>
@@ -22,7 +24,8 @@ INLINE float sum_eight(__m256 eight) {
 
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 
-enum { LANES = 16, VECTORS = 1, ROWS = 4, AT_ONCE = 2, TOKENS = 12, AT_A_TIME = 2, TOGETHER = 4, ABOVE = 128, HAS_FAST_MANY = 1 };
+enum { LANES = 16, VECTORS = 1, ROWS = 4, AT_ONCE = 2, HAS_FAST_MANY = 1 };
+enum { TOKENS = 12, AT_A_TIME = 2, TOGETHER = 4, ABOVE = 128 };
 typedef __m512i Bytes;
 typedef __m512i Weights;
 typedef int8_t Input;
@@ -228,7 +231,8 @@ INLINE Ints dot_weights(Ints sum, Weights weights, Bytes inputs) { return dot4(s
 
 #else /* any processor; the compiler makes of it what it can */
 
-enum { LANES = 16, VECTORS = 1, ROWS = 1, AT_ONCE = 1, TOKENS = 1, AT_A_TIME = 2, TOGETHER = 4, ABOVE = 128, HAS_FAST_MANY = 0 };
+enum { LANES = 16, VECTORS = 1, ROWS = 1, AT_ONCE = 1, HAS_FAST_MANY = 0 };
+enum { TOKENS = 1, AT_A_TIME = 2, TOGETHER = 4, ABOVE = 128 };
 #define LOOP for (int i = 0; i < LANES; i++)
 typedef struct { uint8_t at[4][LANES]; } Bytes;
 typedef Bytes Weights;

@@ -1,10 +1,9 @@
 /* Products of many rows of inputs with a matrix of 4-bit digits, in the tiles of shared/quant/tiles.py.
  *
  * Inputs and weights become whole numbers of 8 bits, under a scale for each CHUNK of columns: so few scales that next to
- * nothing but the processor's products of whole numbers is left, and so many that rounding costs little beside that of the 4
- * bits.
- * Weights are unpacked once for all inputs, PANEL rows at a time. The bits of a row of results depend neither on the rows
- * beside it nor on the number of threads nor on the kind of processor.
+ * nothing but the processor's products of whole numbers is left, and so many that rounding costs little beside that of the
+ * 4 bits. Weights are unpacked once for all inputs, PANEL rows at a time. The bits of a row of results depend neither on the
+ * rows beside it nor on the number of threads nor on the kind of processor.
  */
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("no-tree-coalesce-vars") /* which would keep sums on the stack, at half the speed (gcc 12) */
