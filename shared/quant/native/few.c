@@ -2,8 +2,9 @@
  *
  * Each group of inputs becomes whole numbers of 16 bits under one scale and is multiplied with the weights as they are, with the
  * matrix's rows side by side in a register: 4 columns at a time, with numbers of 8 bits that are 256 × high + low, or IN_PAIRS
- * of columns, whole. Sums of a group are exact; scales and zeros come to them in float32. Every result is computed by one thread in one order, with the same operations whatever the
- * processor, so that it depends neither on the number of threads nor on how many rows of inputs there are.
+ * of columns, whole. Sums of a group are exact; scales and zeros come to them in float32. Every result is computed by one
+ * thread in one order, with the same operations whatever the processor, so that it depends neither on the number of threads nor
+ * on how many rows of inputs there are.
  */
 #include "matrix.h"
 
