@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from layermesh.shared.checkpoints import Checkpoint
 from layermesh.shared.checkpoints.json_files import read_object
@@ -11,7 +12,7 @@ from layermesh.shared.model.blocks import BlockTable
 from layermesh.shared.model.checking import blaming, check_config
 from layermesh.shared.model.definition import ModelDefinition, define_model
 from layermesh.shared.model.lean_layer import LeanLayer
-from layermesh.shared.quant.native.kernel import native_kernel
+from layermesh.shared.quant.native.kernel import PLAIN_COLUMNS, native_kernel
 from layermesh.shared.spans import LayerSpan
 from layermesh.worker.machine import free_memory, pick_dtype
 from layermesh.worker.stage import Stage
@@ -56,9 +57,9 @@ def define_as_stored(
     Lean layers do with bfloat16 on any processor that our kernel can be built for. Others take what torch does well.
     """
     dtype = pick_dtype(stored, device)
-    if dtype is not stored is torch.bfloat16 and device.type == "cpu" and fast_path and native_kernel() is not None:
-        definition, table = define(checkpoint, torch.bfloat16, fast_path=True)
-        if all(isinstance(layer, LeanLayer) for layer in definition.layers):
+    if stored is torch.bfloat16 and dtype is not stored and device.type == "cpu" and fast_path:
+        definition, table = define(checkpoint, stored, fast_path=True)
+        if _has_fast_bfloat16(definition):
             return definition, table
     return define(checkpoint, dtype, fast_path=fast_path)
 
@@ -76,3 +77,10 @@ def open_stage(
     """Open a stage of `span`, to which `definition` belongs from then on; the last one has the head if it is to."""
     with blaming(checkpoint):
         return Stage(definition, table, span, device, budget.device_bytes, budget.flag, budget.host_bytes, has_head=has_head)
+
+
+def _has_fast_bfloat16(definition: ModelDefinition) -> bool:
+    """Whether all products in `definition` are such as our kernel makes in bfloat16 on a processor that does not."""
+    matrices = [module for module in definition.layers.modules() if isinstance(module, nn.Linear)]
+    is_lean = all(isinstance(layer, LeanLayer) for layer in definition.layers)
+    return is_lean and all(each.in_features % PLAIN_COLUMNS == 0 for each in matrices) and native_kernel() is not None
