@@ -58,7 +58,7 @@ def define_as_stored(
     """
     dtype = pick_dtype(stored, device)
     if stored is torch.bfloat16 and dtype is not stored and device.type == "cpu" and fast_path:
-        definition, table = define(checkpoint, stored, fast_path=True)
+        definition, table = define(checkpoint, torch.bfloat16, fast_path=True)
         if _has_fast_bfloat16(definition):
             return definition, table
     return define(checkpoint, dtype, fast_path=fast_path)

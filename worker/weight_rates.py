@@ -40,8 +40,9 @@ def measure_weight_rates(device: torch.device, budget_bytes: int, seconds: float
     """
     most_bytes = max(min(MEASURED_BYTES, budget_bytes // 2), _LEAST_BYTES)
     native = pick_dtype(torch.bfloat16, device)
-    by_kernel = device.type == "cpu" and native_kernel() is not None
-    dtypes = dict.fromkeys((torch.float32, native, *([torch.bfloat16] if by_kernel else [])))
+    dtypes = {torch.float32, native}
+    if device.type == "cpu" and native_kernel() is not None:
+        dtypes.add(torch.bfloat16)
     rates = {str(dtype).removeprefix("torch."): _plain_rate(device, dtype, most_bytes, seconds) for dtype in dtypes}
     for kind, bits in KINDS.items():
         rates[kind] = _packed_rate(device, QuantForm(bits, DEFAULT_GROUP), native, most_bytes, seconds)
