@@ -32,19 +32,20 @@ def chosen(folder, unpacked, stored=torch.bfloat16, *, fast_path=True):
 
 @needs_kernel
 def test_lean_layers_keep_bfloat16_on_any_processor(tiny, tmp_path, without_bfloat16):
-    assert chosen(build_llama(tmp_path / "llama", hidden=128, layers=1, vocab=64), tmp_path) is torch.bfloat16
+    llama = build_llama(tmp_path / "llama", hidden=128, layers=1, vocab=64)
+    assert chosen(llama, tmp_path) is torch.bfloat16
     odd = build_llama(tmp_path / "odd", hidden=192, layers=1, vocab=64)  # 528 columns, of which our kernel takes whole 32
     assert chosen(odd, tmp_path) is torch.float32
     assert chosen(tiny("gpt2"), tmp_path) is torch.float32
-    assert chosen(tiny("llama"), tmp_path, fast_path=False) is torch.float32
-    assert chosen(tiny("llama"), tmp_path, torch.float32) is torch.float32
-    assert chosen(tiny("llama"), tmp_path, torch.float16) is torch.float32
-    assert chosen(tiny("llama"), tmp_path, None) is torch.float32
+    assert chosen(llama, tmp_path, fast_path=False) is torch.float32
+    assert chosen(llama, tmp_path, torch.float32) is torch.float32
+    assert chosen(llama, tmp_path, torch.float16) is torch.float32
+    assert chosen(llama, tmp_path, None) is torch.float32
 
 
-def test_without_our_kernel_they_do_not(tiny, tmp_path, without_bfloat16, monkeypatch):
+def test_without_our_kernel_they_do_not(tmp_path, without_bfloat16, monkeypatch):
     monkeypatch.setattr(opening, "native_kernel", lambda: None)
-    assert chosen(tiny("llama"), tmp_path) is torch.float32
+    assert chosen(build_llama(tmp_path / "llama", hidden=128, layers=1, vocab=64), tmp_path) is torch.float32
 
 
 def answer(folder, **options):
