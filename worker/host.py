@@ -16,6 +16,7 @@ from layermesh.shared.frames import SessionId
 from layermesh.shared.prediction import predict
 from layermesh.shared.residency import Residency
 from layermesh.shared.stage_key import StageKey
+from layermesh.shared.apart import start_apart
 from layermesh.worker.finishing import to_its_end
 from layermesh.worker.kept import KEPT_BYTES, Allowance
 from layermesh.worker.measuring_turn import at_work, measuring_turn
@@ -214,7 +215,7 @@ class Host:
         budget = StageBudget(_least(self._free_bytes(), most_bytes), self._budget.flag, self._budget.host_bytes)
         with ExitStack() as held:
             held.enter_context(files)
-            live = await asyncio.to_thread(_open, key, model, open_stage, budget, self._allowance)
+            live = await _result(start_apart(lambda: _open(key, model, open_stage, budget, self._allowance)))
             live.files, live.most_bytes = held.pop_all(), most_bytes
         self._stages[key] = live
         return live
@@ -233,7 +234,7 @@ class Host:
 
 
 async def _result(future: "Future[T]") -> T:
-    """Wait for what a stage's thread does."""
+    """Wait for what another thread does."""
     return await asyncio.wrap_future(future)
 
 

@@ -9,6 +9,7 @@ import psutil
 import torch
 
 from layermesh.shared.machine_profile import MachineProfile
+from layermesh.shared.apart import start_apart
 from layermesh.worker.compute_fingerprint import compute_fingerprint
 from layermesh.worker.disk_rate import measure_disk
 from layermesh.worker.opening import choose_budget
@@ -53,13 +54,14 @@ def budgets(device: torch.device, device_memory: int | None, host_memory: int | 
 def measure_rates(device: torch.device, store: Path, budget_bytes: int) -> MachineProfile:
     """Measure how fast this machine is, within half of `budget_bytes`; the profile has no budgets."""
     store.mkdir(parents=True, exist_ok=True)
+    weight_rates, flops = start_apart(lambda: (measure_weight_rates(device, budget_bytes), measure_flops(device))).result()
     return MachineProfile(
         device_bytes=0,
         host_bytes=0,
         bus_rate=bus_rate(device, budget_bytes) or 0.0,
         disk_rate=measure_disk(store),
-        weight_rates=measure_weight_rates(device, budget_bytes),
-        flops=measure_flops(device),
+        weight_rates=weight_rates,
+        flops=flops,
         compute_fingerprint=compute_fingerprint(device),
     )
 

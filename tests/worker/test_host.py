@@ -126,6 +126,19 @@ def test_a_stage_is_opened_once_and_lives_on():
     running(scenario)
 
 
+def test_what_computes_before_a_stage_is_ready_does_so_in_a_thread_that_ends(monkeypatch):
+    computing = []
+    monkeypatch.setattr(host_module, "measure_profile", lambda _: computing.append(threading.current_thread()) or Profile)
+
+    async def scenario(host):
+        await host.open(key(0), "model", Opening())
+        (measurer,) = computing
+        await asyncio.to_thread(measurer.join, 20)
+        assert not measurer.is_alive()
+
+    running(scenario)
+
+
 def test_those_that_nobody_uses_make_room_and_those_in_use_do_not(now):
     async def scenario(host):
         opening = Opening()

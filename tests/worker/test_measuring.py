@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,6 +38,29 @@ def test_a_machine_is_measured_soon_and_nothing_is_left(tmp_path: Path) -> None:
     assert profile.checked() is profile
     assert list((tmp_path / "store").iterdir()) == []
     assert num_descriptors() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_the_threads_that_computed_do_not_stay(tmp_path: Path) -> None:
+    """A process with more of them than cores has those of its stage sleep between any two products."""
+    counting = """
+import os, sys, time, torch
+from pathlib import Path
+from layermesh.worker.measuring import profile_machine
+
+def num_threads():
+    return len(os.listdir("/proc/self/task"))
+
+before = num_threads()
+profile_machine(torch.device("cpu"), Path(sys.argv[1]), host_memory=1 << 28)
+deadline = time.monotonic() + 20
+while num_threads() > before and time.monotonic() < deadline:
+    time.sleep(0.01)
+print(num_threads() - before)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-c", counting, str(tmp_path)]
+    assert subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout == "0\n"
 
 
 def test_a_budget_bounds_what_measuring_takes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import torch
 
+from layermesh.shared.apart import start_apart
 from layermesh.shared.library.home import home
 from layermesh.shared.quant.around import NOTHING, Around
 from layermesh.shared.quant.forms import QuantForm
@@ -38,7 +39,7 @@ def native_kernel() -> "NativeKernel | None":
         kernel = load_kernel(built_library(home() / "native", compiler))
     except (OSError, AttributeError, subprocess.SubprocessError):
         return None
-    return kernel if kernel is not None and computes_correctly(kernel) else None
+    return kernel if kernel is not None and start_apart(lambda: computes_correctly(kernel)).result() else None
 
 
 def load_kernel(library: Path) -> "NativeKernel | None":
