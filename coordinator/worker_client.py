@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 
 from layermesh import __version__
-from layermesh.coordinator.planning.machines import Link
+from layermesh.coordinator.planning.machines import HANDLING_SECONDS, Link
 from layermesh.coordinator.preparation import Progress, ReadPart, converse
 from layermesh.protos import mesh_pb2 as pb
 from layermesh.protos.mesh_pb2_grpc import MembershipServiceStub, WorkerServiceStub
@@ -100,7 +100,7 @@ class WorkerClient:
         return response
 
     async def measure_link(self) -> Link:
-        """Measure the way there: seconds for a small message, and bytes per second of a large one."""
+        """Measure the way there: seconds for a small frame, and bytes per second of a large message."""
         trips = []
         with self._calling():
             for number in range(NUM_ECHOES):
@@ -112,7 +112,7 @@ class WorkerClient:
             await self._stub.Echo(pb.EchoRequest(num_bytes=ECHO_BYTES), timeout=10 * DESCRIBE_SECONDS)
             carrying = time.monotonic() - began
         trip = sorted(trips)[len(trips) // 2]
-        return Link(trip / 2, ECHO_BYTES / max(carrying - trip, 1e-6))
+        return Link(trip / 2 + HANDLING_SECONDS, ECHO_BYTES / max(carrying - trip, 1e-6))
 
     async def prepare(self, start: pb.PrepareStart, read: ReadPart, progress: Progress) -> pb.PrepareReady:
         """Have it make a span ready, and send it what it lacks.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from layermesh.ask import Ask
 from layermesh.batch import Batch
-from layermesh.interrupts import check_interrupt, ending
+from layermesh.interrupts import check_interrupt, ending, interrupt_check
 from layermesh.settings import GenerationSettings
 from layermesh.shared.errors import LayermeshError
 from layermesh.shared.units import format_bytes
@@ -96,9 +96,10 @@ class _Watcher:
         self._budget_bytes = mesh.local.host_budget_bytes
         self._began = time.monotonic()
         self._bytes_before = self._stage.files.num_bytes
+        self._check = interrupt_check()
 
     def block(self, block: "Block") -> None:
-        check_interrupt()
+        self._check()
         self._show(f", {self._place.at(block)}")
 
     def wait(self) -> None:

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from layermesh.coordinator.answer import Answer
-from layermesh.interrupts import check_interrupt
+from layermesh.interrupts import check_interrupt, interrupt_check
 from layermesh.mesh import LayerMesh
 from layermesh.settings import GenerationSettings, Prompt
 from layermesh.shared.model.blocks import Block
@@ -77,6 +77,7 @@ class _Watcher:
         self._place = SweepPlace(mesh.local.definition.num_layers)
         self._line = line
         self._began = time.monotonic()
+        self._check = interrupt_check()
 
     def wait(self) -> None:
         """Other machines compute."""
@@ -93,7 +94,7 @@ class _Watcher:
             self._line.show("; ".join(self._preparing.values()))
 
     def block(self, block: Block) -> None:
-        check_interrupt()
+        self._check()
         if self._line is None:
             return
         elapsed = max(time.monotonic() - self._began, 1e-3)

@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
@@ -59,6 +59,17 @@ def check_interrupt() -> None:
     """Raise KeyboardInterrupt if a signal has come, whatever became of it."""
     if was_interrupted():
         raise KeyboardInterrupt
+
+
+def interrupt_check() -> Callable[[], None]:
+    """Return what does as `check_interrupt`, for those who ask so often that finding the handler takes too long."""
+    handler = _handler()
+
+    def check() -> None:
+        if handler is not None and handler.called:
+            raise KeyboardInterrupt
+
+    return check
 
 
 def end_interrupted(*, said: bool = False) -> NoReturn:

@@ -10,13 +10,13 @@ from typing import TypeVar
 
 import torch
 
+from layermesh.shared.apart import start_apart
 from layermesh.shared.errors import BudgetError, BusyError, MeshError
 from layermesh.shared.footprint import SequenceSize, planned_sizes
 from layermesh.shared.frames import SessionId
 from layermesh.shared.prediction import predict
 from layermesh.shared.residency import Residency
 from layermesh.shared.stage_key import StageKey
-from layermesh.shared.apart import start_apart
 from layermesh.worker.finishing import to_its_end
 from layermesh.worker.kept import KEPT_BYTES, Allowance
 from layermesh.worker.measuring_turn import at_work, measuring_turn

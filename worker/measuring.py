@@ -8,8 +8,8 @@ from typing import Final
 import psutil
 import torch
 
-from layermesh.shared.machine_profile import MachineProfile
 from layermesh.shared.apart import start_apart
+from layermesh.shared.machine_profile import MachineProfile
 from layermesh.worker.compute_fingerprint import compute_fingerprint
 from layermesh.worker.disk_rate import measure_disk
 from layermesh.worker.opening import choose_budget

@@ -1,6 +1,7 @@
 """One pass of the sessions aboard through the blocks of a stage."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from greenlet import GreenletExit
 
@@ -24,8 +25,8 @@ def sweep(
     """
     order = {block.name: position for position, block in enumerate(blocks)}
     try:
-        if len(forwards) == 1 and watcher is None and streamer.is_settled:
-            forwards[0].at_hand = binder.holds
+        if len(forwards) == 1 and streamer.is_settled:
+            forwards[0].at_hand = partial(_is_at_hand, binder, watcher)
         for forward in forwards:
             forward.advance()
         position = 0
@@ -44,6 +45,15 @@ def sweep(
         for forward in forwards:
             if forward.wanted is not None:
                 forward.throw(GreenletExit)
+
+
+def _is_at_hand(binder: Binder, watcher: Callable[[Block], None] | None, block: Block) -> bool:
+    """Whether a forward may go on with `block` as things are; then `watcher` is told of it."""
+    if not binder.holds(block):
+        return False
+    if watcher is not None:
+        watcher(block)
+    return True
 
 
 def _next(waiting: Sequence[Forward], order: dict[str, int], position: int) -> Block:

@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from layermesh.shared.machine_profile import MachineProfile
+
+HANDLING_SECONDS: Final = 0.6e-3  # of a frame, beyond an echo's: the threads that it wakes find weights in the caches
 
 
 @dataclass(frozen=True, slots=True)

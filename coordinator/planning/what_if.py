@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-from layermesh.coordinator.planning.machines import Link, Machine
+from layermesh.coordinator.planning.machines import HANDLING_SECONDS, Link, Machine
 from layermesh.shared.errors import UsageError
 from layermesh.shared.machine_profile import MachineProfile
 from layermesh.shared.units import parse_bytes
 
-GIGABIT = Link(0.5e-3, 110e6)
+GIGABIT = Link(0.3e-3 + HANDLING_SECONDS, 110e6)
 _FORM = "8GB,disk=3GB/s,weights=30GB/s,link=100MB/s"
 
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 import pytest
 
 from layermesh.coordinator import registry
+from layermesh.shared import apart
 from layermesh.shared.announcement import Announcement
 from layermesh.shared.errors import MeshError
 from layermesh.worker.stage import Stage
@@ -96,7 +97,7 @@ def test_a_worker_whose_preparation_fails_is_named_and_done_without(tiny, loopba
     build = Stage.__init__
 
     def failing(stage, *arguments, **options):
-        if threading.current_thread().name.startswith("asyncio"):  # a worker's
+        if threading.current_thread().name == apart.NAME:  # a worker's
             raise MeshError("made up")
         build(stage, *arguments, **options)
 
@@ -126,7 +127,7 @@ def test_who_goes_away_in_the_middle_of_a_preparation_leaves_nothing_half_open(t
     build = Stage.__init__
 
     def slow(stage, *arguments, **options):
-        if threading.current_thread().name.startswith("asyncio"):
+        if threading.current_thread().name == apart.NAME:
             opening.set()
             go_on.wait(10)
         build(stage, *arguments, **options)

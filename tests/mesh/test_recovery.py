@@ -11,6 +11,7 @@ from layermesh.coordinator.planning.mesh_plan import Part, predict_mesh
 from layermesh.coordinator.remote_route import RemoteRoute
 from layermesh.model_cost import model_cost
 from layermesh.planning import Planning
+from layermesh.shared import apart
 from layermesh.shared.errors import BudgetError, MeshError, WorkerLostError
 from layermesh.shared.spans import LayerSpan
 from layermesh.worker.stage import Stage
@@ -242,7 +243,7 @@ def test_a_worker_that_goes_away_while_it_gets_ready_is_done_without(tiny, loopb
     once = threading.Event()
 
     def dying(stage, *arguments, **options):
-        if threading.current_thread().name.startswith("asyncio") and not once.is_set():
+        if threading.current_thread().name == apart.NAME and not once.is_set():
             once.set()
             ending = threading.Thread(target=workers[1].stop)
             ending.start()
@@ -309,7 +310,7 @@ def test_losses_before_and_in_an_answer_follow_each_other(tiny, loopback, expect
     build = Stage.__init__
 
     def dying(stage, *arguments, **options):
-        if threading.current_thread().name.startswith("asyncio") and not once.is_set():
+        if threading.current_thread().name == apart.NAME and not once.is_set():
             once.set()
             ending = threading.Thread(target=workers[2].stop)
             ending.start()

@@ -79,6 +79,26 @@ def test_one_that_is_alone_goes_straight_through_what_stays(names):
     assert [forward.result for forward in forwards] == list(names)
 
 
+def test_a_watcher_is_told_once_of_each_block_that_one_goes_straight_through():
+    stream, seen = Stream(), []
+    stream.is_settled = True
+    sweep([walk(range(5), [], "a")], BLOCKS, stream, AllButTheSecond(), lambda block: seen.append(block.layer))
+    assert seen == [0, 1, 2, 3, 4]
+
+
+def test_a_watcher_may_interrupt_one_that_goes_straight_through():
+    stream, log = Stream(), []
+    stream.is_settled = True
+
+    def watcher(block):
+        if block.layer == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep([walk(range(5), log, "a")], BLOCKS, stream, AllButTheSecond(), watcher)
+    assert log == [("a", 0), ("a", 1), ("a", 2), ("a", "end")]
+
+
 def test_forwards_of_different_ways_are_brought_what_each_wants():
     stream, log = Stream(), []
     sweep([walk([0, 2, 4], log, "a"), walk([1, 2], log, "b"), walk([0, 1, 0, 1], log, "c")], BLOCKS, stream, Unbound())
