@@ -18,6 +18,7 @@ NAME: Final = "layermesh-apart"  # of such a thread
 def start_apart(job: Callable[[], T]) -> "Future[T]":
     """Run `job` in a thread of its own and return what will be its result."""
     future: Future[T] = Future()
+    future.set_running_or_notify_cancel()  # from here on nobody can take it back
 
     def work() -> None:
         try:

@@ -1,6 +1,8 @@
+import asyncio
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -30,6 +32,18 @@ def test_results_and_errors_arrive():
     assert start_apart(lambda: 6 * 7).result() == 42
     with pytest.raises(ZeroDivisionError):
         start_apart(lambda: 1 // 0).result()
+
+
+def test_one_who_no_longer_waits_does_not_stop_it():
+    async def scenario():
+        may_end = threading.Event()
+        running = start_apart(lambda: may_end.wait(20))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.wrap_future(running), 0.01)
+        may_end.set()
+        return await asyncio.to_thread(running.result, 20)
+
+    assert asyncio.run(scenario())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
