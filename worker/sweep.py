@@ -35,7 +35,7 @@ def sweep(
             if watcher is not None:
                 watcher(block)
             with streamer.hold(block) as tensors:
-                lasting = streamer.stays(block) and block.rows is None  # pieces of a head take turns in the same place
+                lasting = streamer.stays(block) and not block.shares_place
                 with binder.bound(block, tensors, lasting=lasting):
                     while passing := [forward for forward in waiting if forward.wanted is block]:
                         for forward in passing:

@@ -47,8 +47,9 @@ class Block:
     """One entry of the weight stream: the parameters that come and go together.
 
     `layer` is the number of the decoder layer, None for anything else. `rows` is the part of the output projection that a
-    piece of the head computes, `module` the dotted name of the linear layer that a piece of a layer is. `modules` are those
-    that could be pieces, in order; `is_core` tells what is left of a layer without them, which is small and always stays.
+    piece of the head computes; one that `shares_place` hangs where the others do. `module` is the dotted name of the linear
+    layer that a piece of a layer is. `modules` are those that could be pieces, in order; `is_core` tells what is left of a
+    layer without them, which is small and always stays.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Block:
     tensors: tuple[BlockTensor, ...]
     recipes: tuple[Recipe, ...] = field(repr=False)
     rows: tuple[int, int] | None = None
+    shares_place: bool = False
     module: str | None = None
     modules: tuple[str, ...] = ()
     is_core: bool = False
@@ -156,6 +158,7 @@ def _head_piece(head: Block, tensor: BlockTensor, recipe: Copy, start: int, end:
         tensors=(replace(tensor, shape=(end - start, *tensor.shape[1:])),),
         recipes=(replace(recipe, source=stored_rows(recipe.source, start, end)),),
         rows=(start, end),
+        shares_place=True,
     )
 
 
