@@ -12,7 +12,15 @@ def nothing_fails_unseen(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """No error may be left for the log: exceptions of tasks and of handlers end there."""
     yield
     records = [record for when in ("setup", "call") for record in caplog.get_records(when)]
-    assert [record.getMessage() for record in records if record.levelno >= logging.ERROR] == []
+    errors = [record for record in records if record.levelno >= logging.ERROR and not _is_for_a_closed_loop(record)]
+    assert [record.getMessage() for record in errors] == []
+
+
+def _is_for_a_closed_loop(record: logging.LogRecord) -> bool:
+    """Whether gRPC, whose loops share one queue of events in a process, found one in it for a loop that has ended."""
+    error = record.exc_info[1] if record.exc_info else None
+    in_queue = "PollerCompletionQueue._handle_events" in record.getMessage()
+    return in_queue and isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
 
 
 @pytest.fixture
