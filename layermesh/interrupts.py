@@ -57,8 +57,7 @@ def was_interrupted() -> bool:
 
 def check_interrupt() -> None:
     """Raise KeyboardInterrupt if a signal has come, whatever became of it."""
-    if was_interrupted():
-        raise KeyboardInterrupt
+    interrupt_check()()
 
 
 def interrupt_check() -> Callable[[], None]:

@@ -1,8 +1,8 @@
 """Work in a thread of its own, with which the threads go that OpenMP made for it.
 
 Each thread that computes has threads of OpenMP's that wait for more as long as it lives. Where a process has more of all these
-than there are cores, OpenMP has them sleep between any two products instead of waiting awake, which costs the thread that
-computes token by token a tenth of its speed. So what is computed once is not computed in a thread that stays.
+than there are cores, OpenMP has them sleep between any two products instead of waiting awake, which slows the thread that
+computes token by token. So what is computed once is not computed in a thread that stays.
 """
 
 import threading
