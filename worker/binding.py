@@ -32,6 +32,7 @@ class Binder:
         self._model = model
         self._places: dict[str, list[_Place]] = {}
         self._bound: dict[str, LoadedTensors] = {}
+        self.num_changes = 0  # how often something was hung or taken out
 
     @contextmanager
     def bound(self, block: Block, tensors: LoadedTensors, *, lasting: bool = False) -> Iterator[None]:
@@ -52,6 +53,7 @@ class Binder:
         for place in self._places[block.name]:
             place.slots[place.leaf] = tensors.parameters[place.key] if place.is_parameter else tensors[place.key]
         self._bound[block.name] = tensors
+        self.num_changes += 1
 
     def holds(self, block: Block) -> bool:
         """Whether the modules compute with tensors of `block` now."""
@@ -60,6 +62,7 @@ class Binder:
     def unbind(self, block: Block) -> None:
         """Take the tensors of `block` out again, if they are there."""
         if self._bound.pop(block.name, None) is not None:
+            self.num_changes += 1
             for place in self._places[block.name]:
                 place.slots[place.leaf] = place.absent
 

@@ -174,21 +174,25 @@ class Doors:
         hidden = hidden.clone(memory_format=torch.contiguous_format)
         if any(_current().passes_over(block) for block in self._head):
             return hidden.new_zeros(*hidden.shape[:-1], self._definition.vocab_size)
-        if len(self._head) > 1:
-            return self._project_pieces(hidden)
-        for block in self._head:
-            _current().pause(block)
-        return self._project(hidden)
+        return self.project(hidden, lambda block: _current().pause(block))
 
-    def _project_pieces(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Compute the output projection some rows at a time: `[..., hidden]` to `[..., vocab]`."""
+    def project(self, hidden: torch.Tensor, wait_for: Callable[[Block], None]) -> torch.Tensor:
+        """Compute the output projection, `[..., hidden]`, contiguous, to `[..., vocab]`; `wait_for` each block before."""
+        if len(self._head) > 1:
+            return self._project_pieces(hidden, wait_for)
+        for block in self._head:
+            wait_for(block)
+        projected: torch.Tensor = self._project(hidden)
+        return projected
+
+    def _project_pieces(self, hidden: torch.Tensor, wait_for: Callable[[Block], None]) -> torch.Tensor:
         if isinstance(self._projection, PackedHead):
-            return self._project_packed(hidden, self._projection)
+            return self._project_packed(hidden, self._projection, wait_for)
         ends = [piece.rows[1] for piece in self._head if piece.rows is not None]
         logits = hidden.new_empty(*hidden.shape[:-1], ends[-1])
         for piece in self._head:
             assert piece.rows is not None
-            _current().pause(piece)
+            wait_for(piece)
             start, end = piece.rows
             bias = None if self._projection.bias is None else self._projection.bias[start:end]
             weight = self._projection.weight
@@ -196,10 +200,10 @@ class Doors:
             logits[..., start:end] = product(hidden, weight, bias)
         return logits
 
-    def _project_packed(self, hidden: torch.Tensor, projection: PackedHead) -> torch.Tensor:
+    def _project_packed(self, hidden: torch.Tensor, projection: PackedHead, wait_for: Callable[[Block], None]) -> torch.Tensor:
         logits = hidden.new_empty(*hidden.shape[:-1], projection.bounds[-1])
         for number, piece in enumerate(self._head):
-            _current().pause(piece)
+            wait_for(piece)
             projection.project(number, hidden, logits)
         return logits
 

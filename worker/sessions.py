@@ -18,12 +18,15 @@ CACHE_NAMES = ("past_key_values", "cache_params", "state", "mems", "past_buckets
 class Session:
     """Prepares the calls of a model's forward as transformers' own generate would, frame by frame.
 
-    `num_tokens` is how long the sequence is expected to become.
+    Layers outside `span` run elsewhere, and `num_tokens` is how long the sequence is expected to become.
     """
 
-    def __init__(self, session_id: SessionId, definition: ModelDefinition, device: torch.device, num_tokens: int) -> None:
+    def __init__(
+        self, session_id: SessionId, definition: ModelDefinition, span: LayerSpan, device: torch.device, num_tokens: int
+    ) -> None:
         self.id = session_id
         self.position = 0
+        self._span = span
         self._num_tokens = num_tokens
         self._definition = definition
         self._model = definition.model
@@ -31,23 +34,25 @@ class Session:
         self._token_ids = torch.empty(1, 0, dtype=torch.long, device=device)  # [1, tokens]
         self._kwargs: dict[str, Any] = {}
         self._outputs: Any = None
+        self._passed_by: list[int] = []  # tokens that passed without a call
 
     def inputs(self, frame: Frame) -> dict[str, Any]:
         """Return the arguments for the model's forward on the tokens of `frame`."""
-        token_ids = torch.tensor([frame.token_ids], device=self._device)
-        self._token_ids = torch.cat([self._token_ids, token_ids], dim=-1)
+        if self._passed_by:
+            self._hold_places()
+        token_ids, self._passed_by = [*self._passed_by, *frame.token_ids], []
+        self._token_ids = torch.cat([self._token_ids, torch.tensor([token_ids], device=self._device)], dim=-1)
         if self.position == 0:
             self._begin()
             return dict(
                 self._model.prepare_inputs_for_generation(self._token_ids, is_first_iteration=True, **self._kwargs),
                 return_dict=True,
             )
-        num_tokens = len(frame.token_ids)
         self._kwargs = self._model._update_model_kwargs_for_generation(
-            self._outputs, self._kwargs, is_encoder_decoder=self._model.config.is_encoder_decoder, num_new_tokens=num_tokens
+            self._outputs, self._kwargs, is_encoder_decoder=self._model.config.is_encoder_decoder, num_new_tokens=len(token_ids)
         )
         self._outputs = None
-        new = num_tokens if self._kwargs.get("use_cache") else None
+        new = len(frame.token_ids) if self._kwargs.get("use_cache") else None
         return dict(
             self._model.prepare_inputs_for_generation(self._token_ids, next_sequence_length=new, **self._kwargs),
             return_dict=True,
@@ -57,19 +62,29 @@ class Session:
         """Note that the frame has passed; `outputs` is what the forward returned, or a cache in that form."""
         self.position += len(frame.token_ids)
         self._outputs = _without_logits(outputs)
+        self._hold_places()
 
-    def hold_places(self, span: LayerSpan) -> None:
-        """Make the cache look as if the layers outside `span` had run here too, up to `position`."""
-        caches = [self._kwargs.get(name) or self._outputs.get(name) for name in CACHE_NAMES]
-        for cache in caches:
-            if isinstance(cache, Cache):
-                fill_placeholders(cache, span, self._definition, self.position)
+    def pass_by(self, token_id: int) -> None:
+        """Note that a token has passed without a call of the model's forward; the cache has what its layers keep."""
+        self.position += 1
+        self._passed_by.append(token_id)
+
+    @property
+    def caches(self) -> list[Cache]:
+        """What the layers keep, once the session has begun."""
+        found = [self._kwargs.get(name) or (self._outputs or {}).get(name) for name in CACHE_NAMES]
+        return [cache for cache in found if isinstance(cache, Cache)]
 
     @property
     def cache_bytes(self) -> int:
         """Memory of the keys, values and states that this session keeps."""
         carried = [*self._kwargs.values(), *(self._outputs.values() if self._outputs else ())]
         return sum({tensor.data_ptr(): tensor.untyped_storage().nbytes() for tensor in _tensors(carried, set())}.values())
+
+    def _hold_places(self) -> None:
+        """Make the cache look as if the layers outside the span had run here too, up to `position`."""
+        for cache in self.caches:
+            fill_placeholders(cache, self._span, self._definition, self.position)
 
     def _begin(self) -> None:
         def capture(_model: Any, _input_ids: Any, **prepared: Any) -> torch.Tensor:

@@ -18,6 +18,7 @@ from layermesh.shared.spans import LayerSpan
 from layermesh.shared.units import format_bytes
 from layermesh.worker.binding import Binder
 from layermesh.worker.buffers import Buffer, block_tensors
+from layermesh.worker.decode_step import DecodeStep, make_decode_step
 from layermesh.worker.doors import Doors, Forward
 from layermesh.worker.files import FileReader
 from layermesh.worker.host_layers import HostLayers
@@ -68,6 +69,7 @@ class Stage:
         self.files = FileReader()
         self._peak_bytes = 0
         self.watcher: Watcher | None = None
+        self._decode_step: DecodeStep | None = None
         self._definition = definition
         self.device = device
         self._budget_bytes = budget_bytes
@@ -122,6 +124,8 @@ class Stage:
         self._streamer.host_computed = on_host
         try:
             with torch.inference_mode():
+                if len(frames) == 1 and (stepped := self._step(frames[0])) is not None:
+                    return [stepped]
                 entries = [frame.hidden and frame.hidden.to(self.device) for frame in frames]
                 shared = self.device.type == "cpu" and len(frames) > 1
                 forwards = [
@@ -263,6 +267,8 @@ class Stage:
                     {name: buffer.to(self.device) for name, buffer in computed.items() if not buffer.is_meta}
                 )
         self._doors = Doors(self._definition, self.span, self.host_layers, has_head=self.has_head)
+        if self.device.type == "cpu":
+            self._decode_step = make_decode_step(self._definition, self.span, self._binder, self._doors, has_head=self.has_head)
 
     def position(self, session: SessionId) -> int:
         """Return how many tokens of a session have passed; 0 where it is not known."""
@@ -291,23 +297,40 @@ class Stage:
             if frame.session not in self._sessions:
                 size = self._reserved.get(frame.session)
                 num_tokens = len(frame.token_ids) if size is None else size.num_tokens
-                self._sessions[frame.session] = Session(frame.session, self._definition, self.device, num_tokens)
+                self._sessions[frame.session] = Session(frame.session, self._definition, self.span, self.device, num_tokens)
 
     def _run(self, frame: Frame) -> object:
         session = self._sessions[frame.session]
         return self._definition.model(**session.inputs(frame))
 
+    def _step(self, frame: Frame) -> Outcome | None:
+        """Run a frame without the model's own forward; None where that cannot be."""
+        assert self.residency is not None
+        if self._decode_step is None or self.streams:
+            return None
+        try:
+            session = self._sessions[frame.session]
+            made = self._decode_step.run(session, frame, self.residency.blocks, self.watcher or _nobody)
+        except Exception as error:
+            return self._fail(frame, error)
+        if made is None:
+            return None
+        return self._logits(frame, made) if self.has_head else _handed_on(frame, LayerOutput((made,), bare=True))
+
     def _finish(self, frame: Frame, forward: Forward) -> Outcome:
         if forward.failure is not None:
-            self.release(frame.session)
-            return Failure(frame.session, frame.step, self._explain(frame, forward.failure))
+            return self._fail(frame, forward.failure)
         session = self._sessions[frame.session]
         ended = isinstance(forward.result, LayerOutput)
         session.finish(frame, CausalLMOutputWithPast(past_key_values=forward.cache) if ended else forward.result)
-        session.hold_places(self.span)
-        if ended:
-            return Frame(frame.session, frame.epoch, frame.step, frame.position, frame.token_ids, forward.result)
-        return Logits(frame.session, frame.step, forward.result.logits[0, -1].float())
+        return _handed_on(frame, forward.result) if ended else self._logits(frame, forward.result.logits)
+
+    def _logits(self, frame: Frame, logits: torch.Tensor) -> Logits:
+        return Logits(frame.session, frame.step, logits[0, -1].float())
+
+    def _fail(self, frame: Frame, error: Exception) -> Failure:
+        self.release(frame.session)
+        return Failure(frame.session, frame.step, self._explain(frame, error))
 
     def _explain(self, frame: Frame, error: Exception) -> LayermeshError:
         if isinstance(error, LayermeshError):
@@ -325,3 +348,11 @@ class Stage:
         held = self.residency.resident_bytes + self.residency.num_slots * self.residency.slot_bytes
         caches = sum(session.cache_bytes for session in self._sessions.values())
         self._peak_bytes = max(self._peak_bytes, self._rest.loaded_bytes + held + caches)
+
+
+def _handed_on(frame: Frame, output: LayerOutput) -> Frame:
+    return Frame(frame.session, frame.epoch, frame.step, frame.position, frame.token_ids, output)
+
+
+def _nobody(_block: Block) -> None:
+    """Watch nothing."""

@@ -7,45 +7,75 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from layermesh.shared.quant.native.structures import Room
+
 
 class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typed
     """A cache layer with room for `num_tokens`: a new token is written behind the others instead of copying them all.
 
-    More tokens than that are taken too, at the price of one copy.
+    More tokens than that are taken too, at the price of one copy. `keys` and `values` are what is there, `[batch, heads,
+    tokens, head_dim]`, cut out of their rooms when they are looked at.
     """
 
     def __init__(self, num_tokens: int) -> None:
-        super().__init__()
         self._num_tokens = num_tokens
+        self._length = 0
         self._key_room: torch.Tensor | None = None
         self._value_room: torch.Tensor | None = None
+        self._room: Room | None = None
+        self._room_in: tuple[torch.Tensor, torch.Tensor] | None = None  # the tensors that `_room` tells of
+        super().__init__()
+
+    @property
+    def keys(self) -> torch.Tensor | None:
+        """All keys, None before the first."""
+        return None if self._key_room is None else self._key_room.narrow(-2, 0, self._length)
+
+    @keys.setter
+    def keys(self, states: torch.Tensor | None) -> None:
+        self._key_room, self._length = _as_room(states)
+
+    @property
+    def values(self) -> torch.Tensor | None:
+        """All values, None before the first."""
+        return None if self._value_room is None else self._value_room.narrow(-2, 0, self._length)
+
+    @values.setter
+    def values(self, states: torch.Tensor | None) -> None:
+        self._value_room, self._length = _as_room(states)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Append `[batch, heads, tokens, head_dim]` and return all keys and values."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        start = self.get_seq_length()
-        end = start + key_states.shape[-2]
+        start, end = self._length, self._length + key_states.shape[-2]
         self._key_room = self._with_room(self._key_room, key_states, start, end)
         self._value_room = self._with_room(self._value_room, value_states, start, end)
-        self.keys, self.values = self._key_room[:, :, :end], self._value_room[:, :, :end]
+        self._length = end
         return self.keys, self.values
 
-    def claim(self) -> tuple[torch.Tensor, torch.Tensor, int] | None:
-        """Count one more token, whose key and value the caller writes: the rooms `[batch, heads, tokens, head_dim]`, its place.
-
-        None where there is no room for it yet.
-        """
+    def room(self) -> Room | None:
+        """Tell the kernel where the next token's key and value are to be written; None where there is no place for it yet."""
         keys, values = self._key_room, self._value_room
-        if keys is None or values is None:
+        if keys is None or values is None or self._length >= keys.shape[-2]:
             return None
-        past = self.get_seq_length()
-        if past >= keys.shape[-2]:
-            return None
-        self.keys, self.values = keys.narrow(2, 0, past + 1), values.narrow(2, 0, past + 1)
-        return keys, values, past
+        if self._room_in is None or self._room_in[0] is not keys or self._room_in[1] is not values:
+            self._room, self._room_in = Room(keys, values), (keys, values)
+        return self._room
+
+    def grow(self) -> None:
+        """Count one more token, whose key and value have been written to their `room`."""
+        self._length += 1
+
+    def get_seq_length(self) -> int:
+        """Return how many tokens there are."""
+        return self._length
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last tokens, so many as `tokens_to_remove` is below zero."""
+        self._length = max(self._length - abs(tokens_to_remove), 0)
 
     def _with_room(self, room: torch.Tensor | None, states: torch.Tensor, start: int, end: int) -> torch.Tensor:
         """Write `states` from `start` to `end` and return the room they are in."""
@@ -57,10 +87,17 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is 
         room[:, :, start:end] = states
         return room
 
-    def reset(self) -> None:
-        """Forget everything."""
-        self._key_room = self._value_room = None
-        super().reset()
+
+def kept_layer(cache: object, index: int, dtype: torch.dtype) -> PreallocatedLayer | None:
+    """Return layer `index` of `cache`, for keys and values of that kind; None where it is not a preallocated one."""
+    layers = getattr(cache, "layers", ())
+    kept = layers[index] if index < len(layers) else None
+    return kept if type(kept) is PreallocatedLayer and kept.is_initialized and kept.dtype is dtype else None
+
+
+def _as_room(states: torch.Tensor | None) -> tuple[torch.Tensor | None, int]:
+    """Take `states` as a room that is full, and how many tokens it is full of."""
+    return (None, 0) if states is None or states.dim() < 2 else (states, states.shape[-2])
 
 
 def preallocate(cache: object, layers: Collection[int], num_tokens: int) -> None:

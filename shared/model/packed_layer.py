@@ -8,20 +8,12 @@ from typing import Any
 import torch
 from transformers.activations import SiLUActivation
 
-from layermesh.shared.model.caches import PreallocatedLayer
+from layermesh.shared.model.caches import kept_layer
 from layermesh.shared.model.lean_layer import LeanLayer
 from layermesh.shared.quant.around import NOTHING, Around
 from layermesh.shared.quant.linear import QuantLinear
-from layermesh.shared.quant.native.kernel import (
-    DTYPES,
-    HEAD_STEP,
-    MOST_FACTORS,
-    WIDEST_HEAD,
-    Factor,
-    Heads,
-    Layer,
-    NativeKernel,
-)
+from layermesh.shared.quant.native.kernel import DTYPES, HEAD_STEP, WIDEST_HEAD, NativeKernel
+from layermesh.shared.quant.native.structures import MOST_FACTORS, Factor, Heads, Layer, addresses
 
 Phases = tuple[torch.Tensor, torch.Tensor]
 
@@ -58,11 +50,14 @@ class PackedLayer(LeanLayer):
         if heads is None:
             return super().forward(hidden_states, attention_mask, position_embeddings, past_key_values, **kwargs)
         hidden = hidden_states.contiguous()
-        if hidden.shape[1] == 1 and attention_mask is None and (layer := self._whole(heads)) is not None:
-            room = self._claim_room(past_key_values, hidden.dtype)
-            if room is not None:
+        if hidden.shape[1] == 1 and attention_mask is None and (layer := self._compose_whole(heads)) is not None:
+            kept = kept_layer(past_key_values, self.layer_idx, hidden.dtype)
+            room = None if kept is None else kept.room()
+            if kept is not None and room is not None:
                 results = torch.empty_like(hidden)
-                self._kernel.pass_token(layer, hidden, phases, room, results)
+                past = kept.get_seq_length()
+                self._kernel.pass_token(addresses([layer]), addresses([room]), hidden, phases, past, results)
+                kept.grow()
                 return results
         query, key, value = self._project(hidden, heads, phases)
         if past_key_values is not None:
@@ -90,14 +85,15 @@ class PackedLayer(LeanLayer):
         query, key, value = by_head.split_with_sizes((heads.queries, heads.keys, heads.keys), dim=1)
         return query, key, value
 
-    def _claim_room(self, cache: Any, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, int] | None:
-        """Return where a token's key and value are to be written, now; None where the cache has no such place."""
-        layers = getattr(cache, "layers", ())
-        kept = layers[self.layer_idx] if self.layer_idx < len(layers) else None
-        return kept.claim() if type(kept) is PreallocatedLayer and kept.dtype is dtype else None
+    def whole(self, phase: torch.Tensor) -> Layer | None:
+        """Return this layer for one call on one token with phases like `phase`, `[1, 1, turned]`.
 
-    def _whole(self, heads: Heads) -> Layer | None:
-        """Return this layer for one call; None where its matrices come one after the other, or not as our kernel reads them."""
+        None where its matrices come one after the other, or not as our kernel reads them.
+        """
+        heads = self._describe(phase)
+        return None if heads is None else self._compose_whole(heads)
+
+    def _compose_whole(self, heads: Heads) -> Layer | None:
         if any("forward" in vars(member) for member in self._members):  # the door of a piece
             return None
         tensors = [self._weight(number) for number in range(len(self._norms))]

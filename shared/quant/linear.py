@@ -10,7 +10,8 @@ from torch import nn
 from layermesh.shared.quant.around import NOTHING, Around
 from layermesh.shared.quant.forms import QuantForm, padded
 from layermesh.shared.quant.multiplying import MANY_ROWS, MANY_ROWS_FOR_BYTES, Way, choose_way, multiply
-from layermesh.shared.quant.native.kernel import DTYPES, Matrix, Product, native_kernel
+from layermesh.shared.quant.native.kernel import DTYPES, Product, native_kernel
+from layermesh.shared.quant.native.structures import Matrix
 
 
 class QuantLinear(nn.Module):

@@ -17,6 +17,7 @@ from layermesh.shared.quant.forms import QuantForm
 from layermesh.shared.quant.native.building import built_library, find_compiler
 from layermesh.shared.quant.native.checking import computes_correctly
 from layermesh.shared.quant.native.openmp import share_openmp
+from layermesh.shared.quant.native.structures import Addresses, Heads, Matrix
 
 SWITCH: Final = "LAYERMESH_NATIVE"  # 0 leaves it out
 DTYPES: Final = (torch.float32, torch.bfloat16)
@@ -24,7 +25,6 @@ CHUNK: Final = 64  # columns under one scale where there are many rows, as in ma
 PLAIN_COLUMNS: Final = 32  # matrices that are not packed have whole numbers of these
 HEAD_STEP: Final = 16  # heads are whole numbers of these
 WIDEST_HEAD: Final = 512
-MOST_FACTORS: Final = 3  # matrices that make queries, keys and values
 
 
 @cache
@@ -45,67 +45,6 @@ def native_kernel() -> "NativeKernel | None":
 def load_kernel(library: Path) -> "NativeKernel | None":
     """Load what was built; None where it could not use torch's threads. Raises OSError, AttributeError for another library."""
     return NativeKernel(ctypes.CDLL(str(library), mode=os.RTLD_NOW)) if share_openmp() else None
-
-
-class Matrix(ctypes.Structure):
-    """A packed matrix and what is made of its products, apart from all that has an address: as matrix.h says."""
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("rows", "columns", "group", "tile", "bits", "bfloat", "used", "gated", "width")),
-        ("epsilon", ctypes.c_double),
-    )
-
-    def __init__(
-        self,
-        form: QuantForm,
-        tile: int,
-        rows: int,
-        columns: int,
-        dtype: torch.dtype,
-        used: int,
-        *,
-        gated: bool = False,
-        width: int | None = None,
-        epsilon: float = 0.0,
-    ) -> None:
-        width = used if width is None else width
-        super().__init__(rows, columns, form.group, tile, form.bits, dtype is torch.bfloat16, used, gated, width, epsilon)
-        self.address = ctypes.addressof(self)
-
-
-class Heads(ctypes.Structure):
-    """How the queries, keys and values of a token lie side by side, and how they are turned and compared: as in heads.c."""
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("queries", "keys", "size", "turned", "width", "bfloat")),
-        ("epsilon", ctypes.c_double),
-        ("scale", ctypes.c_double),
-    )
-
-    def __init__(
-        self, queries: int, keys: int, size: int, turned: int, dtype: torch.dtype, epsilon: float, scale: float
-    ) -> None:
-        width = (queries + 2 * keys) * size
-        super().__init__(queries, keys, size, turned, width, dtype is torch.bfloat16, epsilon, scale)
-        self.dtype = dtype
-        self.address = ctypes.addressof(self)
-
-
-class Factor(ctypes.Structure):
-    """One matrix of a layer with its bias, by their addresses: as matrix.h says."""
-
-    _fields_ = tuple((name, ctypes.c_void_p) for name in ("matrix", "packed", "scales", "bias", "residual", "outputs"))
-
-
-class Layer(ctypes.Structure):
-    """All that a layer is made of, by its addresses: as in layer.c."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("heads", "norm", "second_norm", "query_norm", "key_norm")),
-        ("num_first", ctypes.c_int64),
-        ("first", Factor * MOST_FACTORS),
-        *((name, Factor) for name in ("output", "gate_up", "down")),
-    )
 
 
 class Product:
@@ -161,7 +100,7 @@ class NativeKernel:
         self._multiply_plain = _declared(library.layermesh_multiply_plain, 4, 4)
         self._turn = _declared(library.layermesh_turn, 6, 1)
         self._attend = _declared(library.layermesh_attend, 5, 5)
-        self._pass_token = _declared(library.layermesh_pass_token, 7, 5)
+        self._pass_token = _declared(library.layermesh_pass_token, 6, 2)
         self.has_fast_many = bool(library.layermesh_has_fast_many())
 
     def suits_many(self, form: QuantForm, columns: int) -> bool:
@@ -254,32 +193,25 @@ class NativeKernel:
 
     def pass_token(
         self,
-        layer: Layer,
+        layers: Addresses,
+        rooms: Addresses,
         inputs: torch.Tensor,
         phases: tuple[torch.Tensor, torch.Tensor],
-        room: tuple[torch.Tensor, torch.Tensor, int],
+        past: int,
         results: torch.Tensor,
     ) -> None:
-        """Set `results`, `[..., hidden]`, to what `layer` makes of one token's `inputs`, of the same shape.
+        """Set `results`, `[..., hidden]`, to what `layers`, one behind the other, make of one token's `inputs`, of that shape.
 
-        `room` is for keys and values, `[1, heads of keys, tokens, size]`, with the number of those that are there; the token's
-        own come behind them.
+        The token's keys and values come into its `rooms` in each layer, behind those of the `past` tokens that are there.
         """
-        keys, values, past = room
-        _, key_head_step, key_step, _ = keys.stride()
-        _, value_head_step, value_step, _ = values.stride()
         if self._pass_token(
-            ctypes.addressof(layer),
+            layers,
+            rooms,
             inputs.data_ptr(),
             phases[0].data_ptr(),
             phases[1].data_ptr(),
-            keys.data_ptr(),
-            values.data_ptr(),
             results.data_ptr(),
-            key_head_step,
-            key_step,
-            value_head_step,
-            value_step,
+            len(layers),
             past,
         ):
             raise MemoryError(f"no memory for a token behind {past} others")

@@ -32,17 +32,46 @@ def test_only_layers_that_grow_and_were_named_are_given_room():
     preallocate(None, {0}, 9)
 
 
-def test_a_claimed_place_is_where_the_next_token_goes():
+def test_a_token_that_somebody_else_writes_counts_once_it_is_there():
     ours, theirs = PreallocatedLayer(4), DynamicLayer()
-    assert ours.claim() is None  # nothing is known of its shape yet
+    assert ours.room() is None  # nothing is known of its shape yet
     keys, values = torch.randn(2, 1, 2, 4, 8).unbind()
     for layer in (ours, theirs):
         layer.update(keys[:, :, :3], values[:, :, :3])
-    room_for_keys, room_for_values, past = ours.claim()
-    assert past == 3
-    room_for_keys[:, :, past], room_for_values[:, :, past] = keys[:, :, 3], values[:, :, 3]
+    room = ours.room()
+    assert (room.keys, room.values) == (ours.keys.data_ptr(), ours.values.data_ptr())
+    assert (room.key_head_step, room.key_step) == ours.keys.stride()[1:3]
+    assert (room.value_head_step, room.value_step) == ours.values.stride()[1:3]
+    ours._key_room[:, :, 3], ours._value_room[:, :, 3] = keys[:, :, 3], values[:, :, 3]
+    assert ours.get_seq_length() == 3
+    ours.grow()
     theirs.update(keys[:, :, 3:], values[:, :, 3:])
     assert torch.equal(ours.keys, theirs.keys)
     assert torch.equal(ours.values, theirs.values)
-    assert ours.claim() is None  # it is full, and has not counted a token that has no place
+    assert ours.room() is None  # it is full
     assert ours.get_seq_length() == 4
+
+
+def test_the_room_that_is_told_of_is_the_one_there_is():
+    layer = PreallocatedLayer(2)
+    layer.update(torch.ones(1, 2, 1, 8), torch.ones(1, 2, 1, 8))
+    assert layer.room() is layer.room()
+    layer.update(torch.ones(1, 2, 2, 8), torch.ones(1, 2, 2, 8))
+    layer.crop(-1)
+    assert layer.room().keys == layer.keys.data_ptr()
+
+
+def test_a_cropped_or_reset_layer_goes_on_like_a_growing_one():
+    ours, theirs = PreallocatedLayer(9), DynamicLayer()
+    states = torch.randn(1, 2, 5, 4)
+    for layer in (ours, theirs):
+        layer.update(states, -states)
+        layer.crop(-2)
+        layer.update(states[:, :, :1], states[:, :, :1])
+    assert torch.equal(ours.keys, theirs.keys)
+    assert torch.equal(ours.values, theirs.values)
+    for layer in (ours, theirs):
+        layer.reset()
+        assert layer.get_seq_length() == 0
+        layer.update(states, -states)
+    assert torch.equal(ours.values, theirs.values)

@@ -4,16 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from layermesh.packs import pack_into
-from layermesh.shared.checkpoints import open_checkpoint
 from layermesh.shared.model import packed, pieces
 from layermesh.shared.model.packed_layer import PackedLayer
-from layermesh.shared.packing.request import PackRequest
 from layermesh.shared.quant.native.kernel import native_kernel
 from tests.architectures.runs import answer_greedily, difference, streaming_pipeline
 from tests.running import open_model
+from tests.shared.packing.packs import packed_family
 
 FAMILIES = ["llama", "qwen2", "qwen3", "phi3"]  # plain, with a bias, with norms of heads, half turned and stored together
 NUM_TOKENS = 6
@@ -32,21 +29,7 @@ def pack(tmp_path_factory):
     def make(family: str, intermediate: int = 256) -> Path:
         key = family, str(intermediate)
         if key not in packs:
-            source = tmp_path_factory.mktemp(family) / "source"
-            extra = {"partial_rotary_factor": 0.5, "pad_token_id": None} if family == "phi3" else {}
-            config = AutoConfig.for_model(
-                family, vocab_size=256, hidden_size=128, intermediate_size=intermediate, num_hidden_layers=2, head_dim=32,
-                num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, bos_token_id=None,
-                eos_token_id=None, **extra,
-            )  # fmt: skip
-            torch.manual_seed(3)
-            model = AutoModelForCausalLM.from_config(config)
-            for parameter in model.parameters():
-                if parameter.ndim == 1:  # norms and biases, which are all alike in a new model
-                    parameter.data += 0.2 * torch.randn_like(parameter)
-            model.save_pretrained(source)
-            checkpoint = open_checkpoint(source, source.parent / "unpacked")
-            packs[key] = pack_into(family, checkpoint, PackRequest(4, 32, fused=True), source.parent / "pack", None)
+            packs[key] = packed_family(family, tmp_path_factory.mktemp(family), intermediate_size=intermediate)
         return packs[key]
 
     return make

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from layermesh.shared.quant.native.building import find_compiler
-from layermesh.shared.quant.native.kernel import Heads
+from layermesh.shared.quant.native.structures import Heads
 
 COMPILER = find_compiler()
 needs_compiler = pytest.mark.skipif(

@@ -15,7 +15,8 @@ from layermesh.shared.quant.multiplying import multiply
 from layermesh.shared.quant.native import building, checking, kernel, openmp
 from layermesh.shared.quant.native.building import built_library
 from layermesh.shared.quant.native.checking import computes_correctly
-from layermesh.shared.quant.native.kernel import CHUNK, Matrix, NativeKernel, load_kernel, native_kernel
+from layermesh.shared.quant.native.kernel import CHUNK, NativeKernel, load_kernel, native_kernel
+from layermesh.shared.quant.native.structures import Matrix
 from layermesh.worker import compute_fingerprint
 from tests.shared.quant.kernels import COMPILER, needs_compiler, relative_error, some_heads
 from tests.shared.quant.test_gguf_quants import random_rows
