@@ -1,6 +1,6 @@
 """From a prompt to an answer: dispatch a sweep, sample, until it is enough."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -106,18 +106,33 @@ class Answering:
 
 
 def generate(line: Line, answering: Answering) -> Generator[int]:
-    """Yield the token ids of an answer as they are made; the session is released whatever happens."""
+    """Yield the token ids of an answer as they are made; the session is released whatever happens.
+
+    While one is looked at, other machines compute the next.
+    """
     try:
-        while not _is_over(answering):
-            frames = answering.next_frames()
-            for frame, logits in zip(frames, line.run(frames), strict=False):
+        frames, calls = _begin(line, answering)
+        while frames and not _is_over(answering):  # somebody else may have ended it meanwhile
+            last = frames[-1]
+            for frame, logits in zip(frames, calls, strict=False):
                 token_id = answering.accept(frame, logits)
+                ends = frame is last or _is_over(answering)  # perhaps with a token that was known already
+                if ends:
+                    frames, calls = _begin(line, answering)
                 if token_id is not None:
                     yield token_id
-                if _is_over(answering):  # perhaps with a token that was known already
+                if ends:
                     break
     finally:
         line.release(answering.session)
+
+
+def _begin(line: Line, answering: Answering) -> tuple[Sequence[Frame], Iterator[Logits]]:
+    """Begin the calls that can follow each other now, none once the answer is over, and return them with their logits."""
+    if _is_over(answering):
+        return (), iter(())
+    frames = answering.next_frames()
+    return frames, line.run(frames)
 
 
 def _is_over(answering: Answering) -> bool:

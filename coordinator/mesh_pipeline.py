@@ -100,16 +100,16 @@ class MeshPipeline(Resumable):
     def outcomes(self, frames: Sequence[Frame]) -> Iterator[Logits | Failure]:
         """Run calls and yield what becomes of each: those of one session in order, or one each of several.
 
-        Several are under way at once, on different machines. Raises WorkerLostError where a worker goes away.
+        Several are under way at once, on different machines; a single one is from this call on. Raises WorkerLostError where a
+        worker goes away.
         """
         if len(frames) == 1:
-            yield self._run_one(frames[0])
-        elif len(in_sweeps(frames)) > 1:
-            yield from self._run_ahead(frames)
-        elif self._streams:
-            yield from self._run_together(frames)
-        else:
-            yield from self._run_apart(frames)
+            began = time.monotonic()
+            self._send(frames)
+            return self._finish_one(frames[0], began)
+        if len(in_sweeps(frames)) > 1:
+            return self._run_ahead(frames)
+        return self._run_together(frames) if self._streams else self._run_apart(frames)
 
     def resume(self, session: SessionId, past: Past) -> int | None:
         """Make room for a session that has a past, and return the last hop that lacks it; None where none does.
@@ -198,18 +198,20 @@ class MeshPipeline(Resumable):
         """Whether a machine reads blocks in every sweep: then the frames of a sweep had better stay together."""
         return self.route.streams or (self._own is not None and self._own.streams)
 
-    def _run_one(self, frame: Frame) -> Logits | Failure:
-        began = time.monotonic()
-        self._send([frame])
+    def _finish_one(self, frame: Frame, began: float) -> Iterator[Logits | Failure]:
+        """Yield what becomes of a call that is under way."""
         outcome, times = self._receive([frame])
-        arrived = time.monotonic()
+        seconds = self.route.arrived - began
         if isinstance(outcome, Frame):
+            began = time.monotonic()
             outcome = self._run_own([outcome])[frame.session]
-        now = time.monotonic()
+            own = time.monotonic() - began
+        else:
+            own = 0.0
         if len(times) == len(self.route.hops):
-            self.times.append(SweepTime(times, now - arrived, now - began))
+            self.times.append(SweepTime(times, own, seconds + own))
             self._note(times, len(frame.token_ids))
-        return outcome
+        yield outcome
 
     def _run_ahead(self, frames: Sequence[Frame]) -> Iterator[Logits | Failure]:
         waiting = deque(frames)

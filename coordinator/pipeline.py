@@ -61,7 +61,11 @@ class Line(ABC):
 
     @abstractmethod
     def outcomes(self, frames: Sequence[Frame]) -> Iterator[Logits | Failure]:
-        """Run calls through all layers and yield what becomes of each: one session's in order, or one each of several."""
+        """Run calls through all layers and yield what becomes of each: one session's in order, or one each of several.
+
+        On other machines they are under way from this call on, where nothing keeps them; here they begin when they are asked
+        for.
+        """
 
     def try_sweep(self, frames: Sequence[Frame]) -> list[Logits | Failure]:
         """Run `frames`, each of another session, and return what became of each, in order."""
@@ -76,9 +80,11 @@ class Line(ABC):
         return [_passed(outcome) for outcome in self.try_sweep(frames)]
 
     def run(self, frames: Sequence[Frame]) -> Iterator[Logits]:
-        """Run the calls of one session, one after the other, and yield their logits. Raises what makes it fail."""
-        for outcome in self.outcomes(frames):
-            yield _passed(outcome)
+        """Run the calls of one session, one after the other, and yield their logits, which raises what makes it fail.
+
+        They are under way as those of `outcomes` are.
+        """
+        return map(_passed, self.outcomes(frames))
 
 
 def _passed(outcome: Logits | Failure) -> Logits:

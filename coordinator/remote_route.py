@@ -64,7 +64,8 @@ class RemoteRoute:
         self.leaving: set[str] = set()  # the ids of workers that said goodbye
         self.streams = False  # whether a worker reads blocks in every sweep
         self._loop = loop
-        self._arrivals: queue.SimpleQueue[Arrival | None] = queue.SimpleQueue()  # None: somebody went away
+        self.arrived = 0.0  # when what was received last came, by time.monotonic
+        self._arrivals: queue.SimpleQueue[tuple[float, Arrival] | None] = queue.SimpleQueue()  # None: somebody went away
         self._streams: list[_Stream] = []
         self._watches: list[asyncio.Task[None]] = []
         self._end: asyncio.Future[None] | None = None  # done when the route is broken
@@ -126,13 +127,14 @@ class RemoteRoute:
             if self._broken is not None:
                 raise self._broken
             try:
-                arrival = self._arrivals.get(timeout=WAKE_SECONDS)
+                came = self._arrivals.get(timeout=WAKE_SECONDS)
             except queue.Empty:
                 waiting()
                 if time.monotonic() - began > patience:
                     raise WorkerLostError(f"nothing came back for {patience:.0f} s, and no worker says why.") from None
                 continue
-            if arrival is not None:
+            if came is not None:
+                self.arrived, arrival = came
                 return arrival
 
     def close(self) -> None:
@@ -178,7 +180,7 @@ class RemoteRoute:
 
     def arrive(self, arrival: Arrival) -> None:
         """Take what came back on one of the streams."""
-        self._arrivals.put(arrival)
+        self._arrivals.put((time.monotonic(), arrival))
 
     def end(self, error: LayermeshError) -> None:
         """Note that nothing more can come back, and why."""

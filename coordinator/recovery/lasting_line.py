@@ -112,22 +112,36 @@ class LastingLine(Line):
         self.current.release(session)
 
     def outcomes(self, frames: Sequence[Frame]) -> Iterator[Logits | Failure]:
-        """Run calls and yield what becomes of each; those that a worker took with it are run again."""
+        """Run calls and yield what becomes of each; those that a worker took with it are run again.
+
+        They are under way from this call on, unless something has happened to the workers since the last.
+        """
+        return self._outcomes(frames, None if self._has_news(frames) else self.current.outcomes(frames))
+
+    def _has_news(self, frames: Sequence[Frame]) -> bool:
+        """Whether something is to be done before calls can run on the line as it is."""
+        left = self.current.leaving - self._standing.away
+        returned = self._around.returned() & self._standing.awaited
+        return bool(left or returned or self._standing.suspects) or any(frame.session in self._homeless for frame in frames)
+
+    def _outcomes(self, frames: Sequence[Frame], under_way: Iterator[Logits | Failure] | None) -> Iterator[Logits | Failure]:
         pending = {Call(frame.session, frame.step): frame for frame in frames}
-        yield from self._look_around(pending)
-        yield from self._turn_away(pending)
+        if under_way is None:
+            yield from self._look_around(pending)
+            yield from self._turn_away(pending)
         while pending:
             batch = self._batch(pending)
+            outcomes, under_way = under_way or self.current.outcomes(batch), None
             try:
-                for outcome in self.current.outcomes(batch):
+                for outcome in outcomes:
                     call = Call(outcome.session, outcome.step)
                     if isinstance(outcome, Failure) and self._is_worth_another_try(call, outcome.error):
                         raise outcome.error
                     self._note(call, pending.pop(call), outcome)
                     yield outcome
             except MeshError as error:
-                under_way = {Call(frame.session, frame.step) for frame in batch} & pending.keys()
-                yield from self._recover(trouble(error, self._around.given_bytes, under_way), error, pending)
+                calls = {Call(frame.session, frame.step) for frame in batch} & pending.keys()
+                yield from self._recover(trouble(error, self._around.given_bytes, calls), error, pending)
 
     def _batch(self, pending: dict[Call, Frame]) -> list[Frame]:
         """Return what to run next: everything, or one call alone where any of them may have taken a worker down."""

@@ -81,6 +81,31 @@ def test_an_answer_that_is_left_early_is_released_and_computes_no_more():
     assert (len(hop.frames), hop.released) == (2, ["a"])
 
 
+class Elsewhere(Pipeline):
+    """A line whose calls are under way as soon as they are given to it, as on other machines."""
+
+    def __init__(self, hop: Counting) -> None:
+        super().__init__([hop])
+        self.under_way: list[int] = []
+
+    def outcomes(self, frames):
+        self.under_way.append(frames[-1].position)
+        return super().outcomes(frames)
+
+
+@pytest.mark.parametrize("broken_off", [False, True])
+def test_the_next_token_is_under_way_while_one_is_looked_at(broken_off):
+    hop, seen = Counting(), []
+    line = Elsewhere(hop)
+    tokens = generate(line, answering([1], limit=3))
+    for token_id in tokens:
+        seen.append((token_id, line.under_way[-1]))
+        if broken_off:
+            tokens.close()
+    assert seen == [(2, 1), (3, 2), (4, 2)][: 1 if broken_off else 3]  # the last is followed by nothing
+    assert hop.released == ["a"]
+
+
 def test_a_reason_given_from_outside_ends_the_answer():
     hop, answer = Counting(), answering([1], limit=100)
     for token_id in generate(Pipeline([hop]), answer):

@@ -8,7 +8,7 @@ import pytest
 from layermesh import LayerMesh, local
 from layermesh.coordinator.mesh_pipeline import MeshPipeline
 from layermesh.shared.errors import BudgetError
-from tests.mesh.meshes import answer_alone, ask, num_sessions, open_mesh
+from tests.mesh.meshes import PROMPT, answer_alone, ask, num_sessions, open_mesh
 from tests.mesh.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_models_there")
@@ -107,3 +107,19 @@ def test_an_answer_that_is_broken_off_leaves_nothing_on_the_workers(tiny, loopba
             assert num_sessions(*workers) == 0
             assert ask(mesh).token_ids == answer_alone(tiny("llama"))
     wait_until(lambda: num_sessions(*workers) == 0)
+
+
+def test_the_workers_compute_while_a_token_is_looked_at(tiny, loopback):
+    workers, num_shown = loopback.add(2), 3
+    expected = answer_alone(tiny("llama"))
+    with open_mesh(tiny("llama"), workers) as mesh:
+        for shown in (num_shown, len(expected)):  # broken off while the next is under way, then once more to the end
+            stream = mesh.stream(PROMPT, max_new_tokens=len(expected), temperature=0, ignore_eos=True)
+            tokens = [next(stream).id]
+            while len(tokens) < shown:
+                line = mesh.local.mesh_line
+                wait_until(lambda line=line: not line.route._arrivals.empty())  # of the token after those that were taken
+                tokens.append(next(stream).id)
+            assert tokens == expected[:shown]
+            stream.close()
+        assert ask(mesh).token_ids == expected
