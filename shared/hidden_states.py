@@ -1,5 +1,6 @@
 """Hidden states that another machine sent: what they have to be before a layer computes with them."""
 
+import math
 from dataclasses import replace
 from typing import Final
 
@@ -66,7 +67,7 @@ def is_finite(values: torch.Tensor) -> bool:
     if values.numel() == 0:
         return True
     least, most = torch.aminmax(values)
-    return bool(torch.isfinite(least)) and bool(torch.isfinite(most))
+    return math.isfinite(least.item()) and math.isfinite(most.item())
 
 
 def blamed(failure: Failure, sender: str) -> Failure:

@@ -23,9 +23,13 @@ from layermesh.shared.quant.native.structures import Addresses, Layer, addresses
 from layermesh.shared.spans import LayerSpan
 from layermesh.worker.binding import Binder
 from layermesh.worker.doors import Doors
+from layermesh.worker.lookups import RowLookup
 from layermesh.worker.sessions import Session
 
 MOST_BYTES: Final = 256 << 20  # of layers in one call of the kernel, during which no signal is noticed
+LASTING_ROPES: Final = frozenset({"default", "linear", "llama3", "yarn"})  # of a position alone, whatever came before
+AT_ONCE: Final = 64  # positions whose phases are computed together
+MOST_TABLES: Final = 16
 
 Tell = Callable[[Block], None]
 Phases = tuple[torch.Tensor, torch.Tensor]
@@ -64,6 +68,7 @@ class DecodeStep:
         self._binder = binder
         self._doors = doors
         self._kernel = kernel
+        self._tables: dict[int, Phases] = {}  # of AT_ONCE positions each
         self._parts: list[_Part] | None = None
         self._made_for: tuple[int, Sequence[Block]] | None = None  # the changes of the binder and the blocks then
 
@@ -93,8 +98,8 @@ class DecodeStep:
     def _enter(self, frame: Frame) -> torch.Tensor | None:
         """Return what comes to the first layer; None where that is something else than hidden states of the usual kind."""
         if frame.hidden is None:
-            embedded: torch.Tensor = self._base.embed_tokens(torch.tensor([frame.token_ids]))
-            return embedded.contiguous()
+            lookup = self._base.embed_tokens.forward
+            return lookup.rows(list(frame.token_ids))[None] if isinstance(lookup, RowLookup) else None
         hidden = frame.hidden.tensors[0]
         fits = frame.hidden.bare and hidden is not None and hidden.dtype is self._dtype
         return hidden.contiguous() if hidden is not None and fits else None
@@ -113,9 +118,21 @@ class DecodeStep:
         return made
 
     def _phases(self, position: int) -> Phases:
+        """Return the cosine and the sine of a position, each `[1, 1, turned]`."""
+        if getattr(self._base.rotary_emb, "rope_type", None) not in LASTING_ROPES:
+            return self._turn([position])
+        number, place = divmod(position, AT_ONCE)
+        if number not in self._tables:
+            if len(self._tables) >= MOST_TABLES:
+                self._tables.clear()
+            self._tables[number] = self._turn(range(number * AT_ONCE, (number + 1) * AT_ONCE))
+        cosines, sines = self._tables[number]
+        return cosines.narrow(1, place, 1), sines.narrow(1, place, 1)
+
+    def _turn(self, positions: Sequence[int]) -> Phases:
         likeness = torch.empty(1, dtype=self._dtype)
-        cosine, sine = self._base.rotary_emb(likeness, position_ids=torch.tensor([[position]]))
-        return cosine.contiguous(), sine.contiguous()
+        cosines, sines = self._base.rotary_emb(likeness, position_ids=torch.tensor([positions]))
+        return cosines.contiguous(), sines.contiguous()
 
     def _kept(self, session: Session) -> list[PreallocatedLayer] | None:
         """Return what the layers of the span keep of the session; None where some have no place for another token."""

@@ -170,7 +170,7 @@ class StageRunner:
 
     def _compute(self, frames: Sequence[Frame]) -> dict[SessionId, Outcome]:
         try:
-            ran: list[Outcome] = self._stage.forward(frames) if frames else []
+            ran: list[Outcome] = self._stage.forward(frames, are_checked=True) if frames else []
         except Exception as error:  # whatever it was, nobody may wait for an answer in vain
             ours = error if isinstance(error, LayermeshError) else MeshError(f"{type(error).__name__}: {error}")
             ran = [Failure(frame.session, frame.step, ours) for frame in frames]

@@ -71,6 +71,9 @@ class Stage:
         self.watcher: Watcher | None = None
         self._decode_step: DecodeStep | None = None
         self._definition = definition
+        config = definition.model.config
+        self._hidden_size = int(getattr(config.get_text_config(decoder=True), "hidden_size", None) or 0)  # 0: it does not say
+        self._model_type: str = config.model_type
         self.device = device
         self._budget_bytes = budget_bytes
         self._budget_flag = budget_flag
@@ -110,16 +113,17 @@ class Stage:
             host = HostRoom(host_budget_bytes, footprint.reading_bytes, footprint.host_working_bytes(*sizes))
         return plan_residency(self._blocks, self._budget_bytes, footprint.working_bytes(*sizes), self._budget_flag, host)
 
-    def forward(self, frames: Sequence[Frame]) -> list[Outcome]:
+    def forward(self, frames: Sequence[Frame], *, are_checked: bool = False) -> list[Outcome]:
         """Run one sweep for `frames`, each of another session, and return what each becomes, in order.
 
         A session begins with its first frame. One in which the model's own code fails becomes a Failure and leaves the others
-        as they are. Raises MeshError for a frame that does not continue its session, CheckpointError where a block cannot be
-        read; the sessions of a sweep that was interrupted are forgotten.
+        as they are. Where frames `are_checked`, `check` has let each of them pass. Raises MeshError for a frame that does not
+        continue its session, CheckpointError where a block cannot be read; the sessions of a sweep that was interrupted are
+        forgotten.
         """
         assert self.residency is not None, "reserve comes before forward"
         assert self._streamer is not None
-        self._admit(frames)
+        self._admit(frames, are_checked=are_checked)
         on_host = self.host_layers.choose(self.residency, sum(len(frame.token_ids) for frame in frames))
         self._streamer.host_computed = on_host
         try:
@@ -163,11 +167,6 @@ class Stage:
             return (None,)
         hidden = torch.zeros(1, 1, self._hidden_size or 1, dtype=self._definition.model.dtype)
         return (LayerOutput((hidden,), bare=True), LayerOutput((hidden,), bare=False))
-
-    @property
-    def _hidden_size(self) -> int:
-        """How wide hidden states are; 0 where the configuration does not say."""
-        return int(getattr(self._definition.model.config.get_text_config(decoder=True), "hidden_size", None) or 0)
 
     def allow(self, budget_bytes: int) -> None:
         """Change how much memory the stage may take from the next session on."""
@@ -285,13 +284,13 @@ class Stage:
         if (frame.hidden is None) != (self.span.start == 0):
             raise MeshError(f"layers {self.span} take hidden states from the stage before, and only from there.")
         if frame.hidden is not None:
-            check_hidden_states(frame.hidden, len(frame.token_ids), self._hidden_size, self._definition.model.config.model_type)
+            check_hidden_states(frame.hidden, len(frame.token_ids), self._hidden_size, self._model_type)
 
-    def _admit(self, frames: Sequence[Frame]) -> None:
-        """Begin the sessions that are new, after a check that each frame comes when it should."""
+    def _admit(self, frames: Sequence[Frame], *, are_checked: bool = False) -> None:
+        """Begin the sessions that are new, after a check that each frame comes when it should, unless that was seen before."""
         if len({frame.session for frame in frames}) < len(frames):
             raise MeshError("a sweep carries one frame of each session, and was given two of the same.")
-        for frame in frames:
+        for frame in () if are_checked else frames:
             self.check(frame)
         for frame in frames:
             if frame.session not in self._sessions:

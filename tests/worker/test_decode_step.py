@@ -134,6 +134,34 @@ def test_layers_in_several_calls_are_the_same(pack: Pack, ran: list[LayerSpan], 
     assert len(ran) == 2 * (NUM_TOKENS - 1)
 
 
+def test_phases_are_those_of_the_model_however_many_are_computed_together(
+    pack: Pack, ran: list[LayerSpan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with row(pack("phi3")) as alone:
+        expected = alone.answer("a", 9)
+        monkeypatch.setattr(decode_step, "AT_ONCE", 3)
+        monkeypatch.setattr(decode_step, "MOST_TABLES", 2)
+        step = alone.stages[0]._decode_step
+        assert step is not None
+        step._tables.clear()
+        assert same(alone.answer("b", 9), expected)
+        assert set(step._tables) == {4}  # of positions 12 to 14
+    assert len(ran) == 2 * 8
+
+
+def test_phases_that_depend_on_the_length_so_far_are_asked_for_each_time(
+    pack: Pack, ran: list[LayerSpan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ropes = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    folder = pack("llama", rope_parameters=ropes, max_position_embeddings=10)
+    with row(folder) as alone:
+        ours = alone.answer("a", 9)
+    assert len(ran) == 8
+    without(monkeypatch)
+    with row(folder) as alone:
+        assert same(ours, alone.answer("a", 9))
+
+
 def test_a_session_may_go_on_among_others_and_alone_again(pack: Pack, ran: list[LayerSpan]) -> None:
     with row(pack("qwen3"), 1) as stages:
         expected = stages.answer("a", 8)

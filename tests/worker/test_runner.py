@@ -25,7 +25,8 @@ class FakeStage:
         if frame.position < 0 or frame.session == "odd":
             raise MeshError("it does not continue its session")
 
-    def forward(self, frames):
+    def forward(self, frames, *, are_checked):
+        assert are_checked
         self.entered += 1
         self.gate.wait(10)
         self.sweeps.append([frame.session for frame in frames])
