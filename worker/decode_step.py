@@ -1,6 +1,6 @@
 """One token of one session through a stage whose blocks are all in place, without the model's own forward around its layers.
 
-That forward takes as long as several layers do: it builds masks, looks settings up and unpacks arguments, to do for a single
+That forward takes as long as a layer or two: it builds masks, looks settings up and unpacks arguments, to do for a single
 token what is written out here. The bits are the same.
 """
 
@@ -47,7 +47,7 @@ class _Part:
 class DecodeStep:
     """Runs single tokens through the packed layers of `span`, and through the norm and the head behind them if it `has_head`.
 
-    `fits` says for which models. The blocks behind `doors` are those of a stage at rest; `binder` hangs them.
+    `make_decode_step` says for which models. The blocks behind `doors` are those of a stage at rest; `binder` hangs them.
     """
 
     def __init__(

@@ -22,8 +22,7 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is 
         self._length = 0
         self._key_room: torch.Tensor | None = None
         self._value_room: torch.Tensor | None = None
-        self._room: Room | None = None
-        self._room_in: tuple[torch.Tensor, torch.Tensor] | None = None  # the tensors that `_room` tells of
+        self._room: Room | None = None  # where the two were when it was asked for last
         super().__init__()
 
     @property
@@ -34,6 +33,7 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is 
     @keys.setter
     def keys(self, states: torch.Tensor | None) -> None:
         self._key_room, self._length = _as_room(states)
+        self._room = None
 
     @property
     def values(self) -> torch.Tensor | None:
@@ -43,26 +43,27 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is 
     @values.setter
     def values(self, states: torch.Tensor | None) -> None:
         self._value_room, self._length = _as_room(states)
+        self._room = None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append `[batch, heads, tokens, head_dim]` and return all keys and values."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start, end = self._length, self._length + key_states.shape[-2]
-        self._key_room = self._with_room(self._key_room, key_states, start, end)
-        self._value_room = self._with_room(self._value_room, value_states, start, end)
+        keys = self._key_room = self._with_room(self._key_room, key_states, start, end)
+        values = self._value_room = self._with_room(self._value_room, value_states, start, end)
         self._length = end
-        return self.keys, self.values
+        return keys.narrow(-2, 0, end), values.narrow(-2, 0, end)
 
     def room(self) -> Room | None:
         """Tell the kernel where the next token's key and value are to be written; None where there is no place for it yet."""
         keys, values = self._key_room, self._value_room
         if keys is None or values is None or self._length >= keys.shape[-2]:
             return None
-        if self._room_in is None or self._room_in[0] is not keys or self._room_in[1] is not values:
-            self._room, self._room_in = Room(keys, values), (keys, values)
+        if self._room is None or (self._room.keys, self._room.values) != (keys.data_ptr(), values.data_ptr()):
+            self._room = Room(keys, values)
         return self._room
 
     def grow(self) -> None:
@@ -83,7 +84,7 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is 
             larger = states.new_empty(*states.shape[:-2], max(self._num_tokens, end), states.shape[-1])
             if room is not None:
                 larger[:, :, :start] = room[:, :, :start]
-            room = larger
+            room, self._room = larger, None
         room[:, :, start:end] = states
         return room
 
