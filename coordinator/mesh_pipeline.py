@@ -61,6 +61,8 @@ class MeshPipeline(Resumable):
     `waiting` is called now and then while nothing comes back; `predicted_seconds` is what a token should take.
     """
 
+    begins_at_once = True
+
     def __init__(
         self,
         route: "RemoteRoute",

@@ -101,7 +101,12 @@ def in_sweeps(frames: Sequence[Frame]) -> list[Sequence[Frame]]:
 
 
 class Resumable(Line):
-    """A line on which sessions that began on another one can go on."""
+    """A line on which sessions that began on another one can go on.
+
+    `begins_at_once` says whether calls are under way before anybody asks for what becomes of them.
+    """
+
+    begins_at_once = False
 
     @property
     def leaving(self) -> frozenset[str]:

@@ -116,7 +116,8 @@ class LastingLine(Line):
 
         They are under way from this call on, unless something has happened to the workers since the last.
         """
-        return self._outcomes(frames, None if self._has_news(frames) else self.current.outcomes(frames))
+        begins = self.current.begins_at_once and not self._has_news(frames)
+        return self._outcomes(frames, self.current.outcomes(frames) if begins else None)
 
     def _has_news(self, frames: Sequence[Frame]) -> bool:
         """Whether something is to be done before calls can run on the line as it is."""

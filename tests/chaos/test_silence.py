@@ -66,7 +66,7 @@ def test_a_frozen_worker_is_noticed_and_used_again_when_it_wakes(model, expected
         assert worker.name not in machines(mesh)
         worker.thaw()  # what it was given before it has now, and hands it on
         wait_until(lambda: mesh.workers.returned() != frozenset(), RETURN_SECONDS)
-        answering.until(13)
+        answering.until(14)  # the one before was under way
         assert machines(mesh) == EVERYBODY
         heard = answering.finish()
         assert heard.difference(expected) == ""

@@ -64,8 +64,8 @@ def test_a_frame_of_one_does_not_reach_the_session_of_the_other(model, all_there
         step = 3
         position = len(PROMPT) + 2
         route.send([Frame(session, 0, step, position, (7,))], sweep=10_000)
-        arrival = route.receive(lambda: None)
-        assert isinstance(arrival, Failure)
+        arrivals = [route.receive(lambda: None) for _ in range(2)]  # one is of its own token, which was under way
+        (arrival,) = [one for one in arrivals if isinstance(one, Failure)]
         assert isinstance(arrival.error, MeshError)
         assert "is not known on layers" in str(arrival.error)
         assert answering.finish().is_equal(expected)

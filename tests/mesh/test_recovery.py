@@ -106,7 +106,7 @@ def test_only_the_lost_part_is_computed_again(tiny, loopback, expected, monkeypa
     workers = loopback.add(3)
     ran = []
     forward = Stage.forward
-    monkeypatch.setattr(Stage, "forward", lambda stage, frames: ran.append(stage.span) or forward(stage, frames))
+    monkeypatch.setattr(Stage, "forward", lambda stage, frames, **how: ran.append(stage.span) or forward(stage, frames, **how))
     with open_mesh(tiny("llama"), workers) as mesh:
         answering = Interrupted(mesh)
         for _ in range(5):
@@ -133,11 +133,11 @@ def test_a_prompt_under_way_in_several_calls_survives(tiny, loopback, monkeypatc
     with open_mesh(tiny("llama"), workers) as mesh:
         forward = Stage.forward
 
-        def failing(stage, frames):
+        def failing(stage, frames, **how):
             if frames[0].step == 7 and stage.span.start and not killed.is_set():
                 killed.set()
                 threading.Thread(target=workers[1].stop).start()
-            return forward(stage, frames)
+            return forward(stage, frames, **how)
 
         monkeypatch.setattr(Stage, "forward", failing)
         answer = ask(mesh, prompt)
@@ -151,11 +151,11 @@ def test_a_stage_that_hangs_is_given_up_after_its_deadline(tiny, loopback, expec
     going_on, hung = threading.Event(), threading.Event()
     forward = Stage.forward
 
-    def hanging(stage, frames):
+    def hanging(stage, frames, **how):
         if stage.span.start and frames[0].step == 6 and not hung.is_set():
             hung.set()
             going_on.wait(30)
-        return forward(stage, frames)
+        return forward(stage, frames, **how)
 
     monkeypatch.setattr(Stage, "forward", hanging)
     with open_mesh(tiny("llama"), workers) as mesh:
@@ -194,14 +194,14 @@ def test_a_request_that_takes_two_workers_down_is_failed_by_name_and_the_mesh_go
     victims = []
     forward = Stage.forward
 
-    def poisoned(stage, frames):
+    def poisoned(stage, frames, **how):
         if frames[0].step == 5 and 99 in frames[0].token_ids + tuple(stage._sessions[frames[0].session]._token_ids[0].tolist()):
             victim = next(worker for worker in workers if worker.server and stage in holders(worker))
             victims.append(victim.name)
             ended = threading.Thread(target=victim.stop)
             ended.start()
             time.sleep(0.5)
-        return forward(stage, frames)
+        return forward(stage, frames, **how)
 
     def holders(worker):
         return [live.runner._stage for live in worker.server.stages]
@@ -264,13 +264,13 @@ def test_what_is_lost_in_the_first_call_may_come_to_this_machine(tiny, loopback,
     workers, killed = loopback.add(2), threading.Event()
     forward = Stage.forward
 
-    def dying(stage, frames):
+    def dying(stage, frames, **how):
         if stage.span.start and len(stage.span) and not killed.is_set():
             killed.set()
             ending = threading.Thread(target=workers[1].stop)
             ending.start()
             time.sleep(0.3)
-        return forward(stage, frames)
+        return forward(stage, frames, **how)
 
     with open_mesh(tiny("llama"), workers) as mesh:
         monkeypatch.setattr(Stage, "forward", dying)
