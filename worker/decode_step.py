@@ -1,7 +1,7 @@
 """One token of one session through a stage whose blocks are all in place, without the model's own forward around its layers.
 
-That forward takes as long as a layer or two: it builds masks, looks settings up and unpacks arguments, to do for a single
-token what is written out here. The bits are the same.
+That forward builds masks, looks settings up and unpacks arguments, to do for a single token what is written out here. The bits
+are the same.
 """
 
 import itertools
@@ -84,7 +84,7 @@ class DecodeStep:
             return None
         phases = self._phases(frame.position)
         parts = self._find_parts(phases[0], blocks)
-        hidden = self._enter(frame)
+        hidden = None if parts is None else self._enter(frame)
         if parts is None or hidden is None:
             return None
         first = 0
