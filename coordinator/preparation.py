@@ -7,6 +7,7 @@ from typing import Any
 from layermesh.protos import mesh_pb2 as pb
 from layermesh.shared.chunks import Reading, read_chunks
 from layermesh.shared.errors import LayermeshError
+from layermesh.shared.streams import exchange
 
 ReadPart = Callable[[str, int], Reading]
 Progress = Callable[[pb.PrepareProgress], None]
@@ -20,23 +21,22 @@ async def converse(
     outgoing.put_nowait(pb.PrepareRequest(start=start))
     sending: asyncio.Task[None] | None = None
     ended: pb.PrepareResponse | None = None
-    responses = call(_drain(outgoing))
-    try:
-        async for response in responses:
-            match response.WhichOneof("kind"):
-                case "wanted":
-                    await _settle(sending)
-                    wanted = response.wanted
-                    sending = asyncio.create_task(_send(read(wanted.part, wanted.offset), wanted.part, outgoing))
-                case "progress":
-                    progress(response.progress)
-                case "ready" | "failed":
-                    await _settle(sending)
-                    ended = response  # the worker ends the stream once we have ended our side
-                    await _end(sending, outgoing)
-    finally:
-        await _end(sending, outgoing)
-        responses.cancel()
+    async with exchange(call(), _drain(outgoing)) as responses:
+        try:
+            async for response in responses:
+                match response.WhichOneof("kind"):
+                    case "wanted":
+                        await _settle(sending)
+                        wanted = response.wanted
+                        sending = asyncio.create_task(_send(read(wanted.part, wanted.offset), wanted.part, outgoing))
+                    case "progress":
+                        progress(response.progress)
+                    case "ready" | "failed":
+                        await _settle(sending)
+                        ended = response  # the worker ends the stream once we have ended our side
+                        await _end(sending, outgoing)
+        finally:
+            await _end(sending, outgoing)
     return ended
 
 

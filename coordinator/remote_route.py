@@ -246,14 +246,14 @@ class _Stream:
             f"worker {client.name} ended the connection. Look at its screen.", client.worker_id
         )
         try:
-            async for response in client.forward(self._outgoing()):
-                self._take(response)
+            async with client.forward(self._outgoing()) as responses:
+                async for response in responses:
+                    self._take(response)
         except LayermeshError as failed:
             error = failed
             if self._accepted.done() and not isinstance(failed, WorkerLostError):  # it is about what it sent
                 error = WorkerLostError(str(failed), client.worker_id, returns=False)
         finally:  # also where its channel was closed
-            self._requests.put_nowait(None)  # gRPC goes on waiting for more where the other side ended it
             if not self._accepted.done():
                 self._accepted.set_exception(error)
             owner.end(error)

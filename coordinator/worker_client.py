@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
@@ -32,6 +32,7 @@ from layermesh.shared.protocol import PROTOCOL_VERSION
 from layermesh.shared.security.nodes import Member, NodeId
 from layermesh.shared.security.removals import SignedRemovals
 from layermesh.shared.stage_key import StageKey
+from layermesh.shared.streams import exchange
 
 if TYPE_CHECKING:
     from layermesh.shared.footprint import SequenceSize
@@ -163,11 +164,12 @@ class WorkerClient:
         except (grpc.aio.AioRpcError, LayermeshError):
             return
 
-    async def forward(self, requests: AsyncIterator[pb.ForwardRequest]) -> AsyncIterator[pb.ForwardResponse]:
-        """Open a stream of frames."""
+    @asynccontextmanager
+    async def forward(self, requests: AsyncIterator[pb.ForwardRequest]) -> AsyncIterator[AsyncIterator[pb.ForwardResponse]]:
+        """Open a stream of frames for as long as the context lasts."""
         with self._calling():
-            async for response in self._stub.Forward(requests):
-                yield response
+            async with exchange(self._stub.Forward(), requests) as responses:
+                yield responses
 
     async def tell_removed(self, signed: SignedRemovals) -> int:
         """Tell it who was removed, and return the number of the newest list that it knows."""

@@ -11,6 +11,7 @@ from layermesh.protos.mesh_pb2_grpc import WorkerServiceStub
 from layermesh.shared.channels import Channels
 from layermesh.shared.errors import LayermeshError
 from layermesh.shared.heartbeat import until_silent
+from layermesh.shared.streams import exchange
 from layermesh.worker.outbox import Outbox
 
 CLOSE_SECONDS = 1.0
@@ -92,12 +93,11 @@ class _Stream:
     async def _send(self, channel: grpc.aio.Channel) -> str:
         """Send until the end, and return why there was one."""
         try:
-            async for _ in WorkerServiceStub(channel).Forward(self._requests()):
-                pass
+            async with exchange(WorkerServiceStub(channel).Forward(), self._requests()) as responses:
+                async for _ in responses:
+                    pass
         except grpc.aio.AioRpcError as error:
             return error.details() or error.code().name
-        finally:
-            self.parts.end()  # gRPC goes on waiting for more where the other side ended it
         return TOO_SLOW if self.parts.is_overrun else "it ended the connection"
 
     async def _requests(self) -> AsyncIterator[pb.ForwardRequest]:
