@@ -10,7 +10,7 @@ from typing import Final
 
 import torch
 
-from layermesh.shared.quant.forms import QuantForm
+from layermesh.shared.quant.forms import QuantForm, rounded_form
 from layermesh.shared.quant.multiplying import multiply
 from layermesh.shared.quant.native.kernel import native_kernel
 from layermesh.shared.quant.plain import multiply as multiply_plain
@@ -27,6 +27,7 @@ _COLUMNS: Final = 4096  # as layers of a model of 7 billion parameters have
 _LEAST_PASSES: Final = 2
 _VALUE: Final = 0.01  # any but zero, whose memory the system would not really give out
 _DIGITS: Final = 0x77
+_BYTES: Final = 0x3C  # of nested scales: those of rows become 0.0115
 _HOST_ROWS: Final = 256
 _CARD_ROWS: Final = 4096
 
@@ -45,7 +46,7 @@ def measure_weight_rates(device: torch.device, budget_bytes: int, seconds: float
         dtypes.add(torch.bfloat16)
     rates = {str(dtype).removeprefix("torch."): _plain_rate(device, dtype, most_bytes, seconds) for dtype in dtypes}
     for kind, bits in KINDS.items():
-        rates[kind] = _packed_rate(device, QuantForm(bits, DEFAULT_GROUP), native, most_bytes, seconds)
+        rates[kind] = _packed_rate(device, rounded_form(bits, DEFAULT_GROUP), native, most_bytes, seconds)
     return rates
 
 
@@ -77,7 +78,7 @@ def _packed_rate(device: torch.device, form: QuantForm, dtype: torch.dtype, most
     num_bytes = 0
     for rows in _cut(most_bytes, row_bytes):
         packed = _filled(form.packed_shape(rows, _COLUMNS), _DIGITS, torch.uint8, device)
-        scales = _filled(form.scales_shape(rows, _COLUMNS), _VALUE, torch.bfloat16, device)
+        scales = _filled(form.scales_shape(rows, _COLUMNS), _BYTES if form.nested else _VALUE, form.scales_dtype, device)
         products.append(partial(multiply, token, packed, scales, form, packing_tile()))
         num_bytes += form.num_bytes(rows, _COLUMNS)
     return num_bytes / _median(device, products, seconds)

@@ -8,7 +8,7 @@ from layermesh.shared.errors import CheckpointError, UnsupportedModelError
 from layermesh.shared.quant.forms import BITS, QuantForm
 
 METHOD: Final = "layermesh"
-VERSION: Final = 1
+VERSION: Final = 2
 TILES: Final = (32, 64)
 
 
@@ -48,7 +48,7 @@ class Packing:
             "fused": self.fused,
             "head_bounds": list(self.head_bounds),
             "embeddings": {name: [table.encoding, list(table.shape)] for name, table in self.embeddings.items()},
-            "modules": {name: [form.bits, form.group] for name, form in self.modules.items()},
+            "modules": {name: [form.bits, form.group, int(form.nested)] for name, form in self.modules.items()},
         }
 
     @classmethod
@@ -67,7 +67,7 @@ class Packing:
                 bits=_among(config["bits"], BITS),
                 group_size=_whole(config["group_size"]),
                 tile=_among(config["tile"], TILES),
-                modules={str(name): QuantForm(*map(_whole, form)) for name, form in config["modules"].items()},
+                modules={str(name): _form(*form) for name, form in config["modules"].items()},
                 embeddings={str(name): _table(*table) for name, table in config["embeddings"].items()},
                 head_bounds=_bounds(config["head_bounds"]),
                 fused=bool(config["fused"]),
@@ -83,6 +83,10 @@ def is_packed(config: Mapping[str, Any]) -> bool:
     """Return whether a config.json, or the configuration made of it, is that of a packed model."""
     quantisation = config.get("quantization_config")
     return isinstance(quantisation, Mapping) and quantisation.get("quant_method") == METHOD
+
+
+def _form(bits: object, group: object, nested: object) -> QuantForm:
+    return QuantForm(_whole(bits), _whole(group), bool(_among(nested, (0, 1))))
 
 
 def _table(encoding: object, shape: Any) -> PackedTable:

@@ -81,7 +81,7 @@ def _packed(
     shape = rows[1] - rows[0], tensor.shape[1]
     return [
         PackedTensor(f"{path}.packed", torch.uint8, form.packed_shape(*shape), matrix.packed),
-        PackedTensor(f"{path}.scales", torch.bfloat16, form.scales_shape(*shape), matrix.scales),
+        PackedTensor(f"{path}.scales", form.scales_dtype, form.scales_shape(*shape), matrix.scales),
     ]
 
 
@@ -107,7 +107,7 @@ class _PackedMatrix:
             yield digits
 
     def scales(self) -> Iterator[torch.Tensor]:
-        yield torch.cat(self._scales, dim=1)  # [groups, rows, 2]
+        yield torch.cat(self._scales, dim=1)  # form.scales_shape
         self._scales = []
 
     def _rounded(self, start: int, end: int) -> Quants:

@@ -1,5 +1,6 @@
 """The forms a matrix can be packed in: 4 or 8 bits a weight, and how many weights share a scale."""
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,12 +11,11 @@ from layermesh.shared.quant.sizes import GROUP_SIZES, KINDS
 ROW_MULTIPLE: Final = 64  # packed matrices have whole tiles of rows, whichever tile the processor's kernel reads
 BITS: Final = tuple(KINDS.values())
 _DIGIT_BLOCK: Final = 32  # columns whose low and high digits lie side by side
-_SCALE_BYTES: Final = 4  # scale and zero in bfloat16
 
 
 @dataclass(frozen=True, slots=True)
 class QuantForm:
-    """`bits` per weight, and `group` weights of a row that share a scale and a zero.
+    """`bits` per weight, and `group` weights of a row that share a scale and a zero; those `nested` under a scale of the row.
 
     Packed matrices are made of 4-bit digits. An 8-bit weight is two of them, 16 × high + low, under the same scale, so that the
     kernel for 4 bits computes both: each `block` of columns becomes its low digits and then its high digits, and the inputs
@@ -24,11 +24,14 @@ class QuantForm:
 
     bits: int
     group: int
+    nested: bool = False
 
     def __post_init__(self) -> None:
         allowed = (16, 32, 64, 128) if self.bits == 8 else (32, 64, 128, 256)
-        if self.bits not in BITS or self.group not in allowed:
-            raise ValueError(f"there is no form of {self.bits} bits in groups of {self.group}")
+        if self.bits not in BITS or self.group not in allowed or (self.nested and self.bits != 4):
+            raise ValueError(
+                f"there is no form of {self.bits} bits in groups of {self.group}{' with nested scales' * self.nested}"
+            )
 
     @property
     def planes(self) -> int:
@@ -60,13 +63,18 @@ class QuantForm:
         return padded(rows), self.planes * columns // 2
 
     def scales_shape(self, rows: int, columns: int) -> tuple[int, int, int]:
-        """Shape of scales and zeros, bfloat16."""
-        return columns // self.group, padded(rows), 2
+        """Shape of scales and zeros, in `scales_dtype`; behind nested ones lie those of rows."""
+        return columns // self.group + self.nested, padded(rows), 2
+
+    @property
+    def scales_dtype(self) -> torch.dtype:
+        """Bytes where they are nested, else bfloat16."""
+        return torch.uint8 if self.nested else torch.bfloat16
 
     def num_bytes(self, rows: int, columns: int) -> int:
         """Bytes of a packed matrix with its scales."""
         packed, scales = self.packed_shape(rows, columns), self.scales_shape(rows, columns)
-        return packed[0] * packed[1] + scales[0] * scales[1] * _SCALE_BYTES
+        return packed[0] * packed[1] + math.prod(scales) * self.scales_dtype.itemsize
 
 
 def padded(rows: int) -> int:
@@ -74,11 +82,16 @@ def padded(rows: int) -> int:
     return -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
+def rounded_form(bits: int, group: int) -> QuantForm:
+    """Return the form that weights are rounded to: with nested scales where these would be a fifth of it otherwise."""
+    return QuantForm(bits, group, nested=bits == 4)
+
+
 def choose_form(bits: int, wanted_group: int, columns: int) -> QuantForm | None:
     """Return the form with the largest group of at most `wanted_group` that divides `columns`; None where none does."""
     for group in sorted(GROUP_SIZES, reverse=True):
         if group <= wanted_group and columns % group == 0:
-            return QuantForm(bits, group)
+            return rounded_form(bits, group)
     return None
 
 

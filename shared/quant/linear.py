@@ -33,7 +33,7 @@ class QuantLinear(nn.Module):
         self.tile = tile
         packed, scales = form.packed_shape(out_features, in_features), form.scales_shape(out_features, in_features)
         self.register_buffer("packed", torch.empty(packed, dtype=torch.uint8, device="meta"))
-        self.register_buffer("scales", torch.empty(scales, dtype=torch.bfloat16, device="meta"))
+        self.register_buffer("scales", torch.empty(scales, dtype=form.scales_dtype, device="meta"))
         self.bias = bias
         self._products: dict[tuple[object, ...], Product | None] = {}  # of our kernel, by what else they depend on
 

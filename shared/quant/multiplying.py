@@ -15,6 +15,7 @@ from layermesh.shared.processor import multiplies_bfloat16
 from layermesh.shared.quant.forms import QuantForm, padded
 from layermesh.shared.quant.native.kernel import DTYPES, native_kernel
 from layermesh.shared.quant.quants import unpack
+from layermesh.shared.quant.scales import as_pairs
 from layermesh.shared.quant.tiles import kernel_tile
 
 # From here on unpacking pays, tried with AVX512-BF16.
@@ -49,8 +50,8 @@ def choose_way(num_rows: int, form: QuantForm, columns: int) -> Way:
 def multiply(inputs: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, form: QuantForm, tile: int) -> torch.Tensor:
     """Return `inputs` × the transposed matrix: `[..., columns]` to `[..., padded rows]`, in the dtype of `inputs`.
 
-    packed: uint8 `form.packed_shape`, scales: bfloat16 `form.scales_shape`, both on the device of `inputs`. On a CPU
-    sums are float32, of inputs that our kernel rounds to 16 bits under a scale for each group (many rows to 8 bits), and
+    packed: uint8 `form.packed_shape`, scales: `form.scales_shape` in `form.scales_dtype`, both on the device of `inputs`. On a
+    CPU sums are float32, of inputs that our kernel rounds to 16 bits under a scale for each group (many rows to 8 bits), and
     torch's to bfloat16 (many rows only where the processor multiplies that).
     """
     rows = inputs.reshape(-1, inputs.shape[-1])
@@ -78,7 +79,7 @@ def _multiply_few(rows: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor
     if form.bits == 8:
         blocks = rows.view(len(rows), -1, form.block)
         rows = torch.stack([blocks, blocks * 16], dim=2).view(len(rows), -1)  # times 16 is exact
-    return _kernel(rows.contiguous(), packed, form.kernel_group, scales)
+    return _kernel(rows.contiguous(), packed, form.kernel_group, as_pairs(scales, form))
 
 
 def _multiply_many(rows: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, form: QuantForm, tile: int) -> torch.Tensor:
@@ -101,7 +102,7 @@ def _unpack_transposed(packed: torch.Tensor, scales: torch.Tensor, form: QuantFo
     """
     columns, rows = out.shape
     num_tiles, num_blocks, block = rows // tile, columns // form.block, form.block
-    per_tile = scales.view(-1, num_tiles, tile, 2).transpose(0, 1)  # [tiles, groups, tile, 2]
+    per_tile = as_pairs(scales, form).view(-1, num_tiles, tile, 2).transpose(0, 1)  # [tiles, groups, tile, 2]
     per_block = per_tile.repeat_interleave(form.group // block, dim=1).reshape(1, -1, 2)
     digits = packed.reshape(-1, form.planes * block // 2)
     made = _kernel(_selector(form), digits, form.planes * block, per_block)  # [block, tiles * blocks * tile]

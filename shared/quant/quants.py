@@ -5,20 +5,23 @@ from dataclasses import dataclass
 import torch
 
 from layermesh.shared.quant.forms import QuantForm, pad_rows
+from layermesh.shared.quant.scales import nest, pack_scales, row_scale, unpack_scales
 from layermesh.shared.quant.tiles import pack_digits, unpack_digits
 
 
 @dataclass(frozen=True, slots=True)
 class Quants:
-    """Rows of a matrix: `values` uint8 `[rows, columns]`, `scale` and `zero` bfloat16 `[rows, groups]`.
+    """Rows of a matrix: `values` uint8 `[rows, columns]`, `scale` and `zero` `[rows, groups]`.
 
-    A weight is `scale × (value - form.offset) + form.weight_of_zero × zero`.
+    A weight is `scale × (value - form.offset) + form.weight_of_zero × zero`. Scales and zeros are bfloat16; nested ones are
+    float32 as `scales.nest` makes them, under those of rows, bfloat16 `[rows]`.
     """
 
     form: QuantForm
     values: torch.Tensor
     scale: torch.Tensor
     zero: torch.Tensor
+    row_scale: torch.Tensor | None = None
 
     def dequantise(self) -> torch.Tensor:
         """Return the weights they stand for, float32 `[rows, columns]`."""
@@ -28,15 +31,26 @@ class Quants:
         return weights.view(self.values.shape)
 
     def pack(self, tile: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return digits and scales in the order of the kernel, uint8 `form.packed_shape` and bfloat16 `form.scales_shape`."""
-        scales = pad_rows(torch.stack([self.scale, self.zero], dim=2)).transpose(0, 1).contiguous()
+        """Return digits and scales in the order of the kernel, of `form.packed_shape` and `form.scales_shape`."""
+        scales = pack_scales(self.scale, self.zero, self.row_scale)
         return pack_digits(_digits(pad_rows(self.values), self.form), tile), scales
+
+
+def quants_of(form: QuantForm, values: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> Quants:
+    """Return quants with scales and zeros that come closest to `scale` and `zero`, float32 `[rows, groups]`.
+
+    Nested scales are not negative: they become their sizes.
+    """
+    if not form.nested:
+        return Quants(form, values, scale.to(torch.bfloat16), zero.to(torch.bfloat16))
+    of_row = row_scale(scale.abs())
+    return Quants(form, values, *nest(scale.abs(), zero, of_row), of_row)
 
 
 def unpack(packed: torch.Tensor, scales: torch.Tensor, form: QuantForm, tile: int) -> Quants:
     """Return what was packed, rows of padding included."""
     digits = unpack_digits(packed, tile)
-    return Quants(form, _values(digits, form), scales[..., 0].t(), scales[..., 1].t())
+    return Quants(form, _values(digits, form), *unpack_scales(scales, form))
 
 
 def _digits(values: torch.Tensor, form: QuantForm) -> torch.Tensor:

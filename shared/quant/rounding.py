@@ -1,6 +1,6 @@
 """From weights in full precision to values in 4 or 8 bits.
 
-Every group gets the scale and zero, as bfloat16 will hold them, with which its rounded values come closest (least squares):
+Every group gets the scale and zero, as the pack will hold them, with which its rounded values come closest (least squares):
 those that span its range, or those that regression finds for the values that come of it. Narrower ranges, which cut off the
 largest weights, have a smaller error and do worse (stories15M: 88.9 against 90.3 % the same choice of token).
 """
@@ -11,6 +11,7 @@ import torch
 
 from layermesh.shared.quant.forms import QuantForm
 from layermesh.shared.quant.quants import Quants
+from layermesh.shared.quant.scales import nest, row_scale, widen_for_zero
 
 _SPANS: Final = {4: (1.0,), 8: (1.0, 1.004)}  # of the range; bfloat16 may round the scale down, and cut off 8-bit values
 
@@ -21,23 +22,31 @@ def round_weights(weights: torch.Tensor, form: QuantForm) -> Quants:
     low, high = groups.amin(dim=-1), groups.amax(dim=-1)
     if not bool((low.isfinite() & high.isfinite()).all()):
         raise ValueError("weights that are infinite or not a number cannot be rounded")
+    if form.nested:
+        low, high = widen_for_zero(low, high)
+    of_row = row_scale(_range_to_scale(low, high, form)[0]) if form.nested else None
     best: _Trial | None = None
     for span in _SPANS[form.bits]:
         margin = (high - low) * (1 - span) / 2
-        best = _better(best, _Trial(groups, form, *_range_to_scale(low + margin, high - margin, form)))
+        best = _better(best, _Trial(groups, form, of_row, *_range_to_scale(low + margin, high - margin, form)))
     assert best is not None
     if form.bits == 4:
-        best = _better(best, _Trial(groups, form, *best.refit(groups)))
-    return Quants(form, best.values.view(weights.shape), best.scale, best.zero)
+        best = _better(best, _Trial(groups, form, of_row, *best.refit(groups)))
+    return Quants(form, best.values.view(weights.shape), best.scale, best.zero, of_row)
 
 
 class _Trial:
     """A scale and a zero for each group, the values that come of them, and how far off they are."""
 
-    def __init__(self, groups: torch.Tensor, form: QuantForm, scale: torch.Tensor, middle: torch.Tensor) -> None:
+    def __init__(
+        self, groups: torch.Tensor, form: QuantForm, of_row: torch.Tensor | None, scale: torch.Tensor, middle: torch.Tensor
+    ) -> None:
         self.form = form
-        self.scale = scale.to(torch.bfloat16)
-        self.zero = (middle / form.weight_of_zero).to(torch.bfloat16)
+        zero = middle / form.weight_of_zero
+        if of_row is None:
+            self.scale, self.zero = scale.to(torch.bfloat16), zero.to(torch.bfloat16)
+        else:
+            self.scale, self.zero = nest(scale, zero, of_row)
         step = self.scale.float()[..., None]
         centre = form.weight_of_zero * self.zero.float()[..., None]
         inverse = torch.where(step == 0, 0, 1 / step)

@@ -5,10 +5,10 @@ from typing import Final, Protocol
 import torch
 
 from layermesh.shared.quant.forms import QuantForm
-from layermesh.shared.quant.quants import Quants
+from layermesh.shared.quant.quants import quants_of
 from layermesh.shared.quant.tiles import packing_tile
 
-_FORMS: Final = (QuantForm(4, 32), QuantForm(8, 32), QuantForm(8, 16))
+_FORMS: Final = (QuantForm(4, 32, nested=True), QuantForm(4, 32), QuantForm(8, 32), QuantForm(8, 16))
 _TOLERANCES: Final = {False: 2e-4, True: 2e-2}  # 16 bits for each input; 8 bits for inputs and weights where there are many
 _PLAIN_TOLERANCES: Final = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
 _ROWS, _COLUMNS, _NUM_INPUTS = 256, 256, 5
@@ -36,8 +36,8 @@ def computes_correctly(kernel: Kernel) -> bool:
 def _error(kernel: Kernel, form: QuantForm, many: bool) -> float:
     generator = torch.Generator().manual_seed(0)
     values = torch.randint(0, 2**form.bits, (_ROWS, _COLUMNS), generator=generator, dtype=torch.uint8)
-    scale, zero = torch.randn(2, _ROWS, _COLUMNS // form.group, generator=generator).to(torch.bfloat16)
-    quants = Quants(form, values, scale, zero)
+    scale, zero = torch.randn(2, _ROWS, _COLUMNS // form.group, generator=generator)
+    quants = quants_of(form, values, scale, zero)
     inputs = torch.randn(_NUM_INPUTS, _COLUMNS, generator=generator)
     expected = inputs.double() @ quants.dequantise().double().t()
     tile = packing_tile()

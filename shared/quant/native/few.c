@@ -26,8 +26,7 @@ typedef struct {
 
 /* Where a tile lies, and its scales. */
 typedef struct {
-    const uint8_t *digits;
-    const uint16_t *scales;
+    const uint8_t *digits, *scales;
 } Tile;
 
 INLINE void round_groups(const Matrix *matrix, const float *inputs, Row row, int64_t group) {
@@ -114,11 +113,13 @@ INLINE void sum_group(
 /* Multiply `num` rows of inputs with `units` of a tile, from unit `first` on; `results` are [num][tile]. What is asked for
  * ahead goes on with the `next` tile. What is constant wherever this is inlined lets the sums stay in registers. */
 INLINE void multiply_units(
-    const Matrix *matrix, Tile at, Tile next, const Row *inputs, float *results, int first, int half, int bits, int units,
-    int num
+    const Matrix *matrix, Tile at, Tile next, const Row *inputs, float *results, int first, int half, int bits, int nested,
+    int units, int num
 ) {
-    const int group = (int)matrix->group, weight_of_zero = bits == 8 ? 17 : 1;
+    const int group = (int)matrix->group;
+    const float weight_of_zero = bits == 8 ? 17.0f : nested ? 0.0625f : 1.0f;
     const int64_t num_bytes = matrix->columns * half * (bits / 4), groups = matrix->columns / group;
+    const int64_t apart = scale_bytes(nested) * matrix->rows; /* the scales of a tile lie far apart */
     Digits digits = {at.digits, NULL};
     Floats made[ROWS][AT_ONCE][EACH];
     UNROLLED for (int r = 0; r < num; r++)
@@ -129,51 +130,62 @@ INLINE void multiply_units(
         int64_t ahead = digits.tile - at.digits + DIGITS_AHEAD;
         digits.wanted = ahead < num_bytes ? at.digits + ahead : next.digits + (ahead - num_bytes);
         sum_group(&digits, inputs, g, k, group, first, half, bits, units, num, exact);
-        const uint16_t *scale = at.scales + 2 * g * matrix->rows; /* those of a tile lie far apart */
         int64_t later = g + GROUPS_AHEAD;
-        const uint16_t *wanted_scales = later < groups ? at.scales : next.scales;
-        prefetch(wanted_scales + 2 * (later < groups ? later : later - groups) * matrix->rows, 8 * half);
+        const uint8_t *wanted_scales = later < groups ? at.scales : next.scales;
+        prefetch(wanted_scales + (later < groups ? later : later - groups) * apart, scale_bytes(nested) * 2 * half);
         UNROLLED for (int u = 0; u < units; u++)
             UNROLLED for (int v = 0; v < EACH; v++) {
-                int row = row_of(first + u, v, half);
-                Ints pairs = load_ints(scale + 2 * row);
-                Floats step = first_of_pairs(pairs), zero = second_of_pairs(pairs);
+                Scales scales = load_scales(at.scales + g * apart + scale_bytes(nested) * row_of(first + u, v, half), nested);
                 UNROLLED for (int r = 0; r < num; r++) {
                     Floats input = all_floats(inputs[r].scale[g]);
-                    Floats total = all_floats(inputs[r].scale[g] * (float)inputs[r].sum[g] * (float)weight_of_zero);
+                    Floats total = all_floats(inputs[r].scale[g] * (float)inputs[r].sum[g] * weight_of_zero);
                     Floats scaled = multiply(to_floats(exact[r][u][v]), input);
-                    made[r][u][v] = multiply_add(zero, total, multiply_add(step, scaled, made[r][u][v]));
+                    if (nested) {
+                        scaled = multiply_add(scales.zero, total, scaled);
+                        made[r][u][v] = multiply_add(scales.step, scaled, made[r][u][v]);
+                    } else {
+                        made[r][u][v] = multiply_add(scales.zero, total, multiply_add(scales.step, scaled, made[r][u][v]));
+                    }
                 }
             }
     }
-    UNROLLED for (int r = 0; r < num; r++)
-        UNROLLED for (int u = 0; u < units; u++)
-            UNROLLED for (int v = 0; v < EACH; v++)
-                store_floats(results + 2 * half * r + row_of(first + u, v, half), made[r][u][v]);
+    UNROLLED for (int u = 0; u < units; u++)
+        UNROLLED for (int v = 0; v < EACH; v++) {
+            int row = row_of(first + u, v, half);
+            Floats whole = nested ? load_row_scales(at.scales + groups * apart + 2 * row) : all_floats(1.0f);
+            UNROLLED for (int r = 0; r < num; r++) {
+                Floats result = nested ? multiply(made[r][u][v], whole) : made[r][u][v];
+                store_floats(results + 2 * half * r + row, result);
+            }
+        }
 }
 
 INLINE void multiply_whole(
-    const Matrix *matrix, Tile at, Tile next, const Row *inputs, float *results, int half, int bits, int at_once, int num
+    const Matrix *matrix, Tile at, Tile next, const Row *inputs, float *results, int half, int bits, int nested, int at_once,
+    int num
 ) {
     for (int first = 0; first < half / UNIT; first += at_once)
-        multiply_units(matrix, at, first + at_once < half / UNIT ? at : next, inputs, results, first, half, bits, at_once, num);
+        multiply_units(
+            matrix, at, first + at_once < half / UNIT ? at : next, inputs, results, first, half, bits, nested, at_once, num
+        );
 }
 
 /* Multiply ROWS rows of inputs, or one, with a tile. */
 static void multiply_tile(const Matrix *matrix, Tile at, Tile next, const Row *inputs, float *results, int num) {
-#define CASE(HALF, BITS) \
-    if (matrix->tile == 2 * HALF && matrix->bits == BITS) { \
-        if (num > 1) multiply_whole(matrix, at, next, inputs, results, HALF, BITS, 1, ROWS); \
-        else multiply_whole(matrix, at, next, inputs, results, HALF, BITS, HALF == 32 ? AT_ONCE : 1, 1); \
+#define CASE(HALF, BITS, NESTED) \
+    if (matrix->tile == 2 * HALF && matrix->bits == BITS && matrix->nested == NESTED) { \
+        if (num > 1) multiply_whole(matrix, at, next, inputs, results, HALF, BITS, NESTED, 1, ROWS); \
+        else multiply_whole(matrix, at, next, inputs, results, HALF, BITS, NESTED, HALF == 32 ? AT_ONCE : 1, 1); \
         return; \
     }
-    CASE(32, 4) CASE(32, 8) CASE(16, 4) CASE(16, 8)
+    CASE(32, 4, 1) CASE(32, 4, 0) CASE(32, 8, 0) CASE(16, 4, 1) CASE(16, 4, 0) CASE(16, 8, 0)
 }
 
 INLINE Tile tile_of(const Factor *factor, int64_t number) {
     const Matrix *matrix = factor->matrix;
     int64_t row = number * matrix->tile;
-    return (Tile){factor->packed + row / 2 * matrix->columns * (matrix->bits / 4), factor->scales + 2 * row};
+    const uint8_t *digits = factor->packed + row / 2 * matrix->columns * (matrix->bits / 4);
+    return (Tile){digits, factor->scales + scale_bytes((int)matrix->nested) * row};
 }
 
 static void multiply_tiles(const Factor *factor, const Row *inputs, int64_t num, int64_t start, int64_t end) {
@@ -268,7 +280,7 @@ int layermesh_multiply_each(const Factor *factors, int64_t count, const void *in
 /* Set `outputs` to what `around` makes of `inputs`, [num][columns], times the transposed matrix: [num][used], `width` apart.
  * Returns 0, or 1 without memory. */
 int layermesh_multiply_few(
-    const Matrix *matrix, const uint8_t *packed, const uint16_t *scales, const void *inputs, const void *norm,
+    const Matrix *matrix, const uint8_t *packed, const uint8_t *scales, const void *inputs, const void *norm,
     const void *bias, const void *residual, void *outputs, int64_t num
 ) {
     Factor factor = {matrix, packed, scales, bias, residual, outputs};

@@ -56,6 +56,9 @@ INLINE Ints dot4(Ints sum, Bytes digits, Bytes inputs) {
 INLINE Ints all_ints(int32_t value) { return _mm512_set1_epi32(value); }
 INLINE Ints join_halves(Ints high, Ints low) { return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low); }
 INLINE Ints load_ints(const void *from) { return _mm512_loadu_si512(from); }
+INLINE Ints load_shorts(const void *from) { return _mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)from)); }
+INLINE Ints low_bytes(Ints shorts) { return _mm512_and_si512(shorts, _mm512_set1_epi32(255)); }
+INLINE Ints high_bytes(Ints shorts) { return _mm512_srai_epi32(shorts, 8); }
 INLINE Floats first_of_pairs(Ints pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
 INLINE Floats second_of_pairs(Ints pairs) {
     return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000)));
@@ -119,6 +122,9 @@ INLINE void unpack(const uint8_t *at, int half, int first, int plane, Bytes *dig
 INLINE Ints all_ints(int32_t value) { return _mm256_set1_epi32(value); }
 INLINE Ints join_halves(Ints high, Ints low) { return _mm256_add_epi32(_mm256_slli_epi32(high, 8), low); }
 INLINE Ints load_ints(const void *from) { return _mm256_loadu_si256((const __m256i *)from); }
+INLINE Ints load_shorts(const void *from) { return _mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i *)from)); }
+INLINE Ints low_bytes(Ints shorts) { return _mm256_and_si256(shorts, _mm256_set1_epi32(255)); }
+INLINE Ints high_bytes(Ints shorts) { return _mm256_srai_epi32(shorts, 8); }
 INLINE Floats first_of_pairs(Ints pairs) { return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)); }
 INLINE Floats second_of_pairs(Ints pairs) {
     return _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32((int)0xffff0000)));
@@ -270,6 +276,22 @@ INLINE Ints load_ints(const void *from) {
     Ints loaded;
     memcpy(&loaded, from, sizeof loaded);
     return loaded;
+}
+/* 16 bits for each lane; their lower byte is 0 to 255, the upper one -128 to 127. */
+INLINE Ints load_shorts(const void *from) {
+    int16_t shorts[LANES];
+    Ints loaded;
+    memcpy(shorts, from, sizeof shorts);
+    LOOP loaded.at[i] = shorts[i];
+    return loaded;
+}
+INLINE Ints low_bytes(Ints shorts) {
+    LOOP shorts.at[i] &= 255;
+    return shorts;
+}
+INLINE Ints high_bytes(Ints shorts) {
+    LOOP shorts.at[i] = (int8_t)((uint32_t)shorts.at[i] >> 8);
+    return shorts;
 }
 INLINE Floats first_of_pairs(Ints pairs) {
     Floats first;

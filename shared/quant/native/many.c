@@ -47,16 +47,19 @@ static void round_block(
 
 /* Round the weights of a chunk, whose first column is `k`, in the rows of a unit. */
 INLINE void round_chunk(
-    const Matrix *matrix, const uint8_t *tile, const uint16_t *scales, int unit, int half, int64_t k, Weights *weights, Floats *made
+    const Matrix *matrix, const uint8_t *tile, const uint8_t *scales, int unit, int half, int nested, int64_t k,
+    Weights *weights, Floats *made
 ) {
+    const int64_t apart = scale_bytes(nested) * matrix->rows;
     const int64_t groups = matrix->group < CHUNK ? CHUNK / matrix->group : 1, each = CHUNK / groups;
     Floats step[2][EACH], least[2][EACH], inverse[EACH];
     UNROLLED for (int v = 0; v < EACH; v++) {
         Floats largest = all_floats(LEAST), unfit = all_floats(0.0f);
         for (int64_t g = 0; g < groups; g++) {
-            Ints pairs = load_ints(scales + 2 * ((k / matrix->group + g) * matrix->rows + row_of(unit, v, half)));
-            Floats zero = second_of_pairs(pairs);
-            step[g][v] = first_of_pairs(pairs);
+            const uint8_t *from = scales + (k / matrix->group + g) * apart + scale_bytes(nested) * row_of(unit, v, half);
+            Scales loaded = load_scales(from, nested);
+            Floats zero = nested ? multiply(loaded.step, multiply(loaded.zero, all_floats(0.0625f))) : loaded.zero;
+            step[g][v] = loaded.step;
             least[g][v] = multiply_add(step[g][v], all_floats(-8.0f), zero);
             Floats most = multiply_add(step[g][v], all_floats(7.0f), zero);
             largest = larger_size(larger_size(largest, least[g][v]), most);
@@ -64,6 +67,10 @@ INLINE void round_chunk(
         }
         inverse[v] = divide(all_floats(LARGEST), largest);
         made[v] = add(divide(largest, all_floats(LARGEST)), unfit);
+        if (nested) {
+            const uint8_t *of_rows = scales + matrix->columns / matrix->group * apart;
+            made[v] = multiply(made[v], load_row_scales(of_rows + 2 * row_of(unit, v, half)));
+        }
     }
     for (int64_t g = 0; g < groups; g++) {
         Floats times[EACH], plus[EACH];
@@ -79,11 +86,14 @@ INLINE void round_chunk(
     }
 }
 
-static void round_panel(const Matrix *matrix, const uint8_t *tile, const uint16_t *scales, int unit, Panel panel) {
+static void round_panel(const Matrix *matrix, const uint8_t *tile, const uint8_t *scales, int unit, Panel panel) {
     for (int64_t c = 0; c < matrix->columns / CHUNK; c++) {
         Weights *weights = panel.weights + c * STEPS * EACH;
-        if (matrix->tile == 64) round_chunk(matrix, tile, scales, unit, 32, c * CHUNK, weights, panel.scale + c * EACH);
-        else round_chunk(matrix, tile, scales, unit, 16, c * CHUNK, weights, panel.scale + c * EACH);
+        Floats *scale = panel.scale + c * EACH;
+#define CASE(HALF, NESTED) \
+    if (matrix->tile == 2 * HALF && matrix->nested == NESTED) \
+        round_chunk(matrix, tile, scales, unit, HALF, NESTED, c * CHUNK, weights, scale);
+        CASE(32, 1) CASE(32, 0) CASE(16, 1) CASE(16, 0)
     }
 }
 
@@ -139,7 +149,7 @@ int layermesh_has_fast_many(void) { return HAS_FAST_MANY; }
 
 /* As layermesh_multiply_few, for 4 bits and whole chunks of columns. */
 int layermesh_multiply_many(
-    const Matrix *matrix, const uint8_t *packed, const uint16_t *scales, const void *inputs, const void *norm,
+    const Matrix *matrix, const uint8_t *packed, const uint8_t *scales, const void *inputs, const void *norm,
     const void *bias, const void *residual, void *outputs, int64_t num
 ) {
     int64_t chunks = matrix->columns / CHUNK, blocks = (num + TOKENS - 1) / TOKENS, scaled = blocks * TOKENS * chunks;
@@ -167,7 +177,8 @@ int layermesh_multiply_many(
             for (int unit = 0; unit < matrix->tile / PANEL && mine; unit++) {
                 for (int64_t half = 0; half <= matrix->gated; half++) {
                     int64_t row = (t + half * second) * matrix->tile;
-                    round_panel(matrix, packed + row / 2 * matrix->columns, scales + 2 * row, unit, panels[half]);
+                    const uint8_t *from = scales + scale_bytes((int)matrix->nested) * row;
+                    round_panel(matrix, packed + row / 2 * matrix->columns, from, unit, panels[half]);
                 }
                 multiply_panels(matrix, around, panels, rounded, num, outputs, t * matrix->tile + unit * UNIT);
             }

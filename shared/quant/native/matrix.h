@@ -16,6 +16,7 @@ enum { EACH = 2 * VECTORS };
 
 typedef struct {
     int64_t rows, columns, group, tile, bits;
+    int64_t nested; /* whether scales are bytes under those of rows, as shared/quant/scales.py says, else pairs of bfloat16 */
     int64_t bfloat; /* whether inputs and results are bfloat16, else float32 */
     int64_t used;   /* rows that are not padding; where `gated`, half of them */
     int64_t gated;  /* whether results are silu(those of the first half of the rows) × those of the second */
@@ -35,8 +36,7 @@ enum { MOST_FACTORS = 3 }; /* such as those that make queries, keys and values *
 /* One matrix and what its products come to. */
 typedef struct {
     const Matrix *matrix;
-    const uint8_t *packed;
-    const uint16_t *scales;
+    const uint8_t *packed, *scales;
     const void *bias;
     const void *residual;
     void *outputs;
@@ -48,6 +48,26 @@ int layermesh_multiply_each(const Factor *factors, int64_t count, const void *in
 INLINE int row_of(int unit, int v, int half) { return unit * UNIT + v % VECTORS * LANES + v / VECTORS * half; }
 
 #include "numbers.h"
+
+/* Bytes of the scale and the zero of a row in a group. */
+INLINE int scale_bytes(int nested) { return nested ? 2 : 4; }
+
+/* Those of LANES rows; a nested zero counts sixteenths of the scale. */
+typedef struct {
+    Floats step, zero;
+} Scales;
+
+INLINE Scales load_scales(const uint8_t *from, int nested) {
+    if (nested) {
+        Ints pairs = load_shorts(from);
+        return (Scales){to_floats(low_bytes(pairs)), to_floats(high_bytes(pairs))};
+    }
+    Ints pairs = load_ints(from);
+    return (Scales){first_of_pairs(pairs), second_of_pairs(pairs)};
+}
+
+/* The scales of LANES rows themselves, which lie behind those of groups. */
+INLINE Floats load_row_scales(const uint8_t *from) { return first_of_pairs(load_shorts(from)); }
 
 /* Write one row of inputs to `into` as floats, normalised if that is to be. */
 INLINE void read_inputs(const Matrix *matrix, Around around, const void *inputs, int64_t row, float *into) {

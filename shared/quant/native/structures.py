@@ -17,7 +17,10 @@ class Matrix(ctypes.Structure):
     """A packed matrix and what is made of its products, apart from all that has an address: as matrix.h says."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("rows", "columns", "group", "tile", "bits", "bfloat", "used", "gated", "width")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("rows", "columns", "group", "tile", "bits", "nested", "bfloat", "used", "gated", "width")
+        ),
         ("epsilon", ctypes.c_double),
     )
 
@@ -35,7 +38,8 @@ class Matrix(ctypes.Structure):
         epsilon: float = 0.0,
     ) -> None:
         width = used if width is None else width
-        super().__init__(rows, columns, form.group, tile, form.bits, dtype is torch.bfloat16, used, gated, width, epsilon)
+        bfloat = dtype is torch.bfloat16
+        super().__init__(rows, columns, form.group, tile, form.bits, form.nested, bfloat, used, gated, width, epsilon)
         self.address = ctypes.addressof(self)
 
 

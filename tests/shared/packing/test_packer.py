@@ -51,7 +51,7 @@ def weights_of(folder: Path, name: str, rows: int) -> torch.Tensor:
     form = QuantForm(
         *json.loads((folder / "config.json").read_text())["quantization_config"]["modules"][name.split(".pieces")[0]]
     )
-    parts = (read_whole(tensors[f"{name}.packed"], torch.uint8), read_whole(tensors[f"{name}.scales"], torch.bfloat16))
+    parts = (read_whole(tensors[f"{name}.packed"], torch.uint8), read_whole(tensors[f"{name}.scales"], form.scales_dtype))
     return unpack(*parts, form, packing_tile()).dequantise()[:rows]
 
 
@@ -261,9 +261,9 @@ def test_a_pack_for_another_processor_is_refused(pack4, tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"bits": 5}, {"tile": 7}, {"modules": {"model.layers.0.mlp": [4, 32]}}, {"modules": {"no.such": [4, 32]}},
-        {"modules": {"lm_head": [4, 7]}}, {"head_bounds": [0, 64]}, {"head_bounds": [5, 3]}, {"embeddings": 3},
-        {"embeddings": {"model.embed_tokens.weight": ["Q4_0", [2000, 128]]}}, {"version": 2}, {"modules": None},
+        {"bits": 5}, {"tile": 7}, {"modules": {"model.layers.0.mlp": [4, 32, 0]}}, {"modules": {"no.such": [4, 32, 1]}},
+        {"modules": {"lm_head": [4, 7, 0]}}, {"modules": {"lm_head": [8, 32, 2]}}, {"head_bounds": [0, 64]}, {"head_bounds": [5, 3]}, {"embeddings": 3},
+        {"embeddings": {"model.embed_tokens.weight": ["Q4_0", [2000, 128]]}}, {"version": 3}, {"modules": None},
     ],
     ids=str,
 )  # fmt: skip

@@ -47,7 +47,8 @@ def test_products_are_those_of_the_weights(form, num_rows, rows, monkeypatch, ke
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_the_planes_of_a_single_column_are_exact(form, kernel):
     quants = some_quants(form, 64, 2)
-    whole = Quants(form, quants.values, torch.ones_like(quants.scale), torch.zeros_like(quants.zero))
+    of_row = torch.ones(64, dtype=torch.bfloat16) if form.nested else None
+    whole = Quants(form, quants.values, torch.ones_like(quants.scale), torch.zeros_like(quants.zero), of_row)
     inputs = torch.eye(2 * form.group, dtype=torch.bfloat16)
     made = torch.cat([multiply(row[None], *whole.pack(TILE), form, TILE) for row in inputs])
     assert torch.equal(made.float().t(), whole.values.float() - form.offset)

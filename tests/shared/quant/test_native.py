@@ -139,7 +139,7 @@ def test_many_products_are_those_of_inputs_and_weights_in_8_bits(native, form, t
     inputs = torch.randn(num_rows, 1024) * 10 ** torch.randn(num_rows, 1)
     made = native.product(inputs, *quants.pack(tile), form, tile, many=True)
     assert made.shape == (num_rows, padded(200))
-    assert relative_error(made[:, :200], products_in_bytes(inputs, quants)) < 1e-4  # a weight on the edge may go either way
+    assert relative_error(made[:, :200], products_in_bytes(inputs, quants)) < 3e-4  # weights on an edge may go either way
     assert not made[:, 200:].any()
     assert relative_error(made[:, :200], inputs.double() @ quants.dequantise().double().t()) < 0.02
 

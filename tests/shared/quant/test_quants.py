@@ -4,19 +4,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layermesh.shared.quant.forms import QuantForm, choose_form, padded
-from layermesh.shared.quant.quants import Quants, unpack
+from layermesh.shared.quant.quants import Quants, quants_of, unpack
 from layermesh.shared.quant.rounding import round_weights
 from layermesh.shared.quant.tiles import KERNEL_TILES, kernel_tile, pack_digits, unpack_digits
 
 FORMS = [QuantForm(4, group) for group in (32, 64, 128, 256)] + [QuantForm(8, group) for group in (16, 32, 64, 128)]
+FORMS += [QuantForm(4, group, nested=True) for group in (32, 64, 128, 256)]
 
 
 def some_quants(form: QuantForm, rows: int, num_groups: int, seed: int = 0) -> Quants:
     generator = torch.Generator().manual_seed(seed)
     values = torch.randint(0, 2**form.bits, (rows, num_groups * form.group), generator=generator, dtype=torch.uint8)
-    scale = torch.randn(rows, num_groups, generator=generator).to(torch.bfloat16)
-    zero = torch.randn(rows, num_groups, generator=generator).to(torch.bfloat16)
-    return Quants(form, values, scale, zero)
+    scale, zero = torch.randn(2, rows, num_groups, generator=generator)
+    return quants_of(form, values, scale, zero)
 
 
 @given(st.sampled_from(FORMS), st.integers(1, 200), st.integers(1, 4), st.sampled_from([32, 64]))
@@ -64,6 +64,8 @@ def test_forms_that_no_kernel_takes_are_refused():
     for bits, group in ((4, 16), (8, 256), (5, 32), (4, 48)):
         with pytest.raises(ValueError, match=f"{bits} bits in groups of {group}"):
             QuantForm(bits, group)
+    with pytest.raises(ValueError, match="nested"):
+        QuantForm(8, 32, nested=True)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
@@ -80,17 +82,34 @@ def test_rounding_is_off_by_half_a_step_at_most(form):
 
 
 def test_rounding_finds_what_was_quantised_before():
-    quants = some_quants(QuantForm(4, 32), 64, 4)
+    quants = some_quants(QuantForm(4, 32), 64, 4)  # not nested: zeros far from their groups would not be found
     quants.values[:, ::32], quants.values[:, 1::32] = 0, 15
     found = round_weights(quants.dequantise(), quants.form)
     assert torch.allclose(found.dequantise(), quants.dequantise(), rtol=2**-7, atol=2**-6)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_constant_groups_are_kept_and_broken_ones_refused(bits):
-    weights = torch.full((64, 64), 0.5)
-    assert torch.allclose(round_weights(weights, QuantForm(bits, 32)).dequantise(), weights, rtol=2**-8)
-    assert not round_weights(torch.zeros(64, 64), QuantForm(bits, 32)).dequantise().any()
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("weight", [0.5, -0.5])
+def test_constant_groups_are_kept_and_broken_ones_refused(form, weight):
+    weights = torch.full((64, 256), weight)
+    assert torch.allclose(round_weights(weights, form).dequantise(), weights, rtol=2**-8)
+    assert not round_weights(torch.zeros(64, 256), form).dequantise().any()
     weights[3, 3] = float("nan")
     with pytest.raises(ValueError, match="not a number"):
-        round_weights(weights, QuantForm(bits, 32))
+        round_weights(weights, form)
+
+
+@pytest.mark.parametrize("group", [32, 64, 128, 256])
+@pytest.mark.parametrize("times", [1e-30, 1e-3, 1, 1e4])
+def test_nested_scales_round_as_well_as_bfloat16(group, times):
+    """Also for rows and groups of different sizes, and for some all of whose weights are positive."""
+    generator = torch.Generator().manual_seed(3)
+    weights = torch.randn(64, 1024, generator=generator) * torch.rand(64, 1, generator=generator) * times
+    weights[::2].view(32, -1, group)[:] *= torch.rand(32, 1024 // group, 1, generator=generator)
+    plain, nested = (
+        round_weights(weights, QuantForm(4, group, nested=nested)).dequantise().sub(weights).norm() for nested in (False, True)
+    )
+    assert nested <= 1.01 * plain
+    raised = weights + 2 * weights.abs().amax(dim=1, keepdim=True)
+    error = round_weights(raised, QuantForm(4, group, nested=True)).dequantise().sub(raised).square().mean(dim=1).sqrt()
+    assert (error <= raised.amax(dim=1) / 15 * 0.32).all()

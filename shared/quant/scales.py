@@ -1,0 +1,73 @@
+"""The scales and zeros of groups of weights, as packs hold them: two bfloat16, or two bytes under a scale for the whole row.
+
+A nested scale is a whole number, 0 to 255, times that of its row, and its zero a whole number of sixteenths of it, -128 to 127.
+"""
+
+from typing import Final
+
+import torch
+
+from layermesh.shared.quant.forms import QuantForm, pad_rows
+
+MOST_STEPS: Final = 255
+_ZERO_STEPS: Final = 16  # in which a scale is divided for its zero
+_LOWEST_ZERO, _HIGHEST_ZERO = -128, 127
+
+
+def row_scale(scale: torch.Tensor) -> torch.Tensor:
+    """Return the scale of each row, bfloat16 `[rows]`, of which `scale`, float32 `[rows, groups]`, are at most 255 times."""
+    least = scale.amax(dim=1) / MOST_STEPS
+    rounded = least.to(torch.bfloat16)
+    return torch.where(rounded.float() < least, (rounded.view(torch.int16) + 1).view(torch.bfloat16), rounded)
+
+
+def widen_for_zero(low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ranges of weights that hold 0, as far as nested zeros reach: low + 8 × (high - low) / 15 is one of them."""
+    high = high.clamp(min=0)
+    return torch.minimum(low, -high / (15 * _ZERO_STEPS - 1)), high
+
+
+def nest(scale: torch.Tensor, zero: torch.Tensor, of_row: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what comes closest to `scale` and `zero`, float32 `[rows, groups]`, under the scales `of_row`: float32 too."""
+    row = of_row.float()[:, None]
+    steps = _times(scale, row).clamp_(1, MOST_STEPS)
+    nested = steps.mul_(row)
+    sixteenths = _times(zero * _ZERO_STEPS, nested).clamp_(_LOWEST_ZERO, _HIGHEST_ZERO)
+    return nested, sixteenths.mul_(nested / _ZERO_STEPS)
+
+
+def pack_scales(scale: torch.Tensor, zero: torch.Tensor, of_row: torch.Tensor | None) -> torch.Tensor:
+    """Return them in the order of the kernel: `form.scales_shape` in `form.scales_dtype`; nested ones where there is `of_row`.
+
+    Those are pairs for each group, and at the end the scales of rows, whose two bytes take the place of a pair.
+    """
+    if of_row is None:
+        return pad_rows(torch.stack([scale, zero], dim=2)).transpose(0, 1).contiguous()
+    row = of_row.float()[:, None]
+    steps, sixteenths = _times(scale, row).to(torch.uint8), _times(zero * _ZERO_STEPS, scale).to(torch.int8)
+    pairs = torch.stack([steps, sixteenths.view(torch.uint8)], dim=2)  # [rows, groups, 2]
+    whole = torch.cat([pairs, of_row[:, None].contiguous().view(torch.uint8)[:, None]], dim=1)
+    return pad_rows(whole).transpose(0, 1).contiguous()
+
+
+def unpack_scales(scales: torch.Tensor, form: QuantForm) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Return scale and zero, `[rows, groups]`, and the scales of rows, as they came into `pack_scales`."""
+    if not form.nested:
+        return scales[..., 0].t(), scales[..., 1].t(), None
+    of_row = scales[-1].contiguous().view(torch.bfloat16)[:, 0]
+    steps, sixteenths = scales[:-1, :, 0].t(), scales[:-1, :, 1].contiguous().view(torch.int8).t()
+    scale = steps.float() * of_row.float()[:, None]
+    return scale, sixteenths * (scale / _ZERO_STEPS), of_row
+
+
+def as_pairs(scales: torch.Tensor, form: QuantForm) -> torch.Tensor:
+    """Return packed scales as pairs of bfloat16, `[groups, rows, 2]`, which torch's kernels read; themselves if they are."""
+    if not form.nested:
+        return scales
+    scale, zero, _ = unpack_scales(scales, form)
+    return torch.stack([scale.t(), zero.t()], dim=2).to(torch.bfloat16)
+
+
+def _times(numbers: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+    """How many `steps` each number is, rounded; 0 where steps are 0."""
+    return torch.where(steps == 0, 0, numbers / steps).round_()
