@@ -107,7 +107,7 @@ class _PackedMatrix:
             yield digits
 
     def scales(self) -> Iterator[torch.Tensor]:
-        yield torch.cat(self._scales, dim=1)  # form.scales_shape
+        yield torch.cat(self._scales, dim=self._form.rows_of_scales)  # form.scales_shape
         self._scales = []
 
     def _rounded(self, start: int, end: int) -> Quants:

@@ -63,8 +63,14 @@ class QuantForm:
         return padded(rows), self.planes * columns // 2
 
     def scales_shape(self, rows: int, columns: int) -> tuple[int, int, int]:
-        """Shape of scales and zeros, in `scales_dtype`; behind nested ones lie those of rows."""
-        return columns // self.group + self.nested, padded(rows), 2
+        """Shape of scales and zeros, in `scales_dtype`; the scales of rows count as one group more."""
+        groups = columns // self.group
+        return (padded(rows), groups + 1, 2) if self.nested else (groups, padded(rows), 2)
+
+    @property
+    def rows_of_scales(self) -> int:
+        """The dimension of the scales' shape that has the rows; whole tiles can be cut and joined there."""
+        return 0 if self.nested else 1
 
     @property
     def scales_dtype(self) -> torch.dtype:

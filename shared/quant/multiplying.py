@@ -64,7 +64,7 @@ def multiply(inputs: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, f
     elif not inputs.is_cpu or tile != kernel_tile():
         made = _multiply_plainly(rows, packed, scales, form, tile)
     elif len(rows) < MANY_ROWS_FOR_TORCH:
-        made = _multiply_few(rows.to(torch.bfloat16), packed, scales, form)
+        made = _multiply_few(rows.to(torch.bfloat16), packed, scales, form, tile)
     else:
         made = _multiply_many(rows.to(_product_dtype()), packed, scales, form, tile)
     return made.to(inputs.dtype).view(*inputs.shape[:-1], -1)
@@ -75,11 +75,11 @@ def unpacking_bytes(rows: int, columns: int, tile: int) -> int:
     return (2 + _product_dtype().itemsize) * min(_num_tiles(columns, tile) * tile, padded(rows)) * columns
 
 
-def _multiply_few(rows: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, form: QuantForm) -> torch.Tensor:
+def _multiply_few(rows: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, form: QuantForm, tile: int) -> torch.Tensor:
     if form.bits == 8:
         blocks = rows.view(len(rows), -1, form.block)
         rows = torch.stack([blocks, blocks * 16], dim=2).view(len(rows), -1)  # times 16 is exact
-    return _kernel(rows.contiguous(), packed, form.kernel_group, as_pairs(scales, form))
+    return _kernel(rows.contiguous(), packed, form.kernel_group, as_pairs(scales, form, tile))
 
 
 def _multiply_many(rows: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, form: QuantForm, tile: int) -> torch.Tensor:
@@ -90,7 +90,7 @@ def _multiply_many(rows: torch.Tensor, packed: torch.Tensor, scales: torch.Tenso
     for start in range(0, len(packed), step):
         end = min(start + step, len(packed))
         part = weights[: columns * (end - start)].view(columns, end - start)
-        _unpack_transposed(packed[start:end], scales[:, start:end], form, tile, part)
+        _unpack_transposed(packed[start:end], scales.narrow(form.rows_of_scales, start, end - start), form, tile, part)
         torch.mm(rows, part, out=products[:, start:end])
     return products
 
@@ -102,7 +102,7 @@ def _unpack_transposed(packed: torch.Tensor, scales: torch.Tensor, form: QuantFo
     """
     columns, rows = out.shape
     num_tiles, num_blocks, block = rows // tile, columns // form.block, form.block
-    per_tile = as_pairs(scales, form).view(-1, num_tiles, tile, 2).transpose(0, 1)  # [tiles, groups, tile, 2]
+    per_tile = as_pairs(scales, form, tile).view(-1, num_tiles, tile, 2).transpose(0, 1)  # [tiles, groups, tile, 2]
     per_block = per_tile.repeat_interleave(form.group // block, dim=1).reshape(1, -1, 2)
     digits = packed.reshape(-1, form.planes * block // 2)
     made = _kernel(_selector(form), digits, form.planes * block, per_block)  # [block, tiles * blocks * tile]
@@ -125,7 +125,8 @@ def _multiply_plainly(
     products = rows.new_empty(len(rows), len(packed))
     for start in range(0, len(packed), step):
         end = min(start + step, len(packed))
-        weights = unpack(packed[start:end], scales[:, start:end], form, tile).dequantise().to(rows.dtype)
+        some = scales.narrow(form.rows_of_scales, start, end - start)
+        weights = unpack(packed[start:end], some, form, tile).dequantise().to(rows.dtype)
         products[:, start:end] = rows @ weights.t()
     return products
 

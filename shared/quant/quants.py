@@ -32,7 +32,7 @@ class Quants:
 
     def pack(self, tile: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return digits and scales in the order of the kernel, of `form.packed_shape` and `form.scales_shape`."""
-        scales = pack_scales(self.scale, self.zero, self.row_scale)
+        scales = pack_scales(self.scale, self.zero, self.row_scale, tile)
         return pack_digits(_digits(pad_rows(self.values), self.form), tile), scales
 
 
@@ -50,7 +50,7 @@ def quants_of(form: QuantForm, values: torch.Tensor, scale: torch.Tensor, zero: 
 def unpack(packed: torch.Tensor, scales: torch.Tensor, form: QuantForm, tile: int) -> Quants:
     """Return what was packed, rows of padding included."""
     digits = unpack_digits(packed, tile)
-    return Quants(form, _values(digits, form), *unpack_scales(scales, form))
+    return Quants(form, _values(digits, form), *unpack_scales(scales, form, tile))
 
 
 def _digits(values: torch.Tensor, form: QuantForm) -> torch.Tensor:

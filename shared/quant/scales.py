@@ -1,6 +1,8 @@
 """The scales and zeros of groups of weights, as packs hold them: two bfloat16, or two bytes under a scale for the whole row.
 
-A nested scale is a whole number, 0 to 255, times that of its row, and its zero a whole number of sixteenths of it, -128 to 127.
+Pairs lie group by group, as torch's kernels read them. A nested scale is a whole number, 0 to 255, times that of its row, and
+its zero a whole number of sixteenths of it, -128 to 127. They lie tile by tile as digits do, so that both are read as they lie:
+in a tile group by group, and at its end the scales of its rows, in bfloat16.
 """
 
 from typing import Final
@@ -36,36 +38,39 @@ def nest(scale: torch.Tensor, zero: torch.Tensor, of_row: torch.Tensor) -> tuple
     return nested, sixteenths.mul_(nested / _ZERO_STEPS)
 
 
-def pack_scales(scale: torch.Tensor, zero: torch.Tensor, of_row: torch.Tensor | None) -> torch.Tensor:
-    """Return them in the order of the kernel: `form.scales_shape` in `form.scales_dtype`; nested ones where there is `of_row`.
-
-    Those are pairs for each group, and at the end the scales of rows, whose two bytes take the place of a pair.
-    """
+def pack_scales(scale: torch.Tensor, zero: torch.Tensor, of_row: torch.Tensor | None, tile: int) -> torch.Tensor:
+    """Return them in the order of the kernel, `form.scales_shape` in `form.scales_dtype`; nested where there is `of_row`."""
     if of_row is None:
         return pad_rows(torch.stack([scale, zero], dim=2)).transpose(0, 1).contiguous()
     row = of_row.float()[:, None]
     steps, sixteenths = _times(scale, row).to(torch.uint8), _times(zero * _ZERO_STEPS, scale).to(torch.int8)
     pairs = torch.stack([steps, sixteenths.view(torch.uint8)], dim=2)  # [rows, groups, 2]
     whole = torch.cat([pairs, of_row[:, None].contiguous().view(torch.uint8)[:, None]], dim=1)
-    return pad_rows(whole).transpose(0, 1).contiguous()
+    return _exchange(pad_rows(whole), tile, whole.shape[1])
 
 
-def unpack_scales(scales: torch.Tensor, form: QuantForm) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+def unpack_scales(scales: torch.Tensor, form: QuantForm, tile: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Return scale and zero, `[rows, groups]`, and the scales of rows, as they came into `pack_scales`."""
     if not form.nested:
         return scales[..., 0].t(), scales[..., 1].t(), None
-    of_row = scales[-1].contiguous().view(torch.bfloat16)[:, 0]
-    steps, sixteenths = scales[:-1, :, 0].t(), scales[:-1, :, 1].contiguous().view(torch.int8).t()
+    whole = _exchange(scales, scales.shape[1], tile)
+    of_row = whole[:, -1].contiguous().view(torch.bfloat16)[:, 0]
+    steps, sixteenths = whole[:, :-1, 0], whole[:, :-1, 1].contiguous().view(torch.int8)
     scale = steps.float() * of_row.float()[:, None]
     return scale, sixteenths * (scale / _ZERO_STEPS), of_row
 
 
-def as_pairs(scales: torch.Tensor, form: QuantForm) -> torch.Tensor:
+def as_pairs(scales: torch.Tensor, form: QuantForm, tile: int) -> torch.Tensor:
     """Return packed scales as pairs of bfloat16, `[groups, rows, 2]`, which torch's kernels read; themselves if they are."""
     if not form.nested:
         return scales
-    scale, zero, _ = unpack_scales(scales, form)
+    scale, zero, _ = unpack_scales(scales, form, tile)
     return torch.stack([scale.t(), zero.t()], dim=2).to(torch.bfloat16)
+
+
+def _exchange(pairs: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """Transpose each `rows` × `columns` pairs where they lie; the shape stays what it is."""
+    return pairs.reshape(-1, rows, columns, 2).transpose(1, 2).reshape(pairs.shape)
 
 
 def _times(numbers: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,8 @@
 
 #define LARGEST 32639.0f    /* 127 × 256 + 127 */
 #define PARALLEL_FROM 65536 /* weights, times rows of inputs; less is not worth a second thread */
-#define DIGITS_AHEAD 8192   /* bytes that are asked for before they are needed; the processor alone looks less far */
+#define FAR_AHEAD 4096      /* bytes that are brought closer before they are needed; the processor alone looks less far */
+#define NEAR_AHEAD 1024     /* and those that come as close as they can */
 #define GROUPS_AHEAD 4
 #define PIECE 524288        /* weights that a thread takes at a time, about */
 
@@ -44,8 +45,12 @@ static void round_row(const Matrix *matrix, const float *inputs, Row row) {
     else round_groups(matrix, inputs, row, matrix->group);
 }
 
-INLINE void prefetch(const void *start, int num_bytes) {
-    UNROLLED for (int line = 0; line < num_bytes; line += 64) __builtin_prefetch((const char *)start + line);
+INLINE void fetch_far(const void *start, int num_bytes) {
+    UNROLLED for (int line = 0; line < num_bytes; line += 64) __builtin_prefetch((const char *)start + line, 0, 1);
+}
+
+INLINE void fetch_near(const void *start, int num_bytes) {
+    UNROLLED for (int line = 0; line < num_bytes; line += 64) __builtin_prefetch((const char *)start + line, 0, 3);
 }
 
 /* Where the digits of a group begin, and those that are asked for ahead. */
@@ -77,7 +82,8 @@ INLINE void sum_group(
     for (int end = k + group; k < end; k += block)
         UNROLLED for (int plane = 0; plane < bits / 4; plane++)
             for (int column = k; column < k + block; column += 4, at->tile += 4 * half, at->wanted += 4 * half) {
-                prefetch(at->wanted, 4 * half);
+                fetch_far(at->wanted, 4 * half);
+                fetch_near(at->tile + NEAR_AHEAD, 4 * half);
 #ifdef IN_PAIRS
                 UNROLLED for (int two = 0; two < 4; two += 2) {
                     Ints pairs[AT_ONCE];
@@ -119,7 +125,7 @@ INLINE void multiply_units(
     const int group = (int)matrix->group;
     const float weight_of_zero = bits == 8 ? 17.0f : nested ? 0.0625f : 1.0f;
     const int64_t num_bytes = matrix->columns * half * (bits / 4), groups = matrix->columns / group;
-    const int64_t apart = scale_bytes(nested) * matrix->rows; /* the scales of a tile lie far apart */
+    const Places places = places_of(matrix, 2 * half, nested);
     Digits digits = {at.digits, NULL};
     Floats made[ROWS][AT_ONCE][EACH];
     UNROLLED for (int r = 0; r < num; r++)
@@ -127,15 +133,16 @@ INLINE void multiply_units(
             UNROLLED for (int v = 0; v < EACH; v++) made[r][u][v] = all_floats(0.0f);
     for (int g = 0, k = 0; k < matrix->columns; g++, k += group) {
         Ints exact[ROWS][AT_ONCE][EACH];
-        int64_t ahead = digits.tile - at.digits + DIGITS_AHEAD;
+        int64_t ahead = digits.tile - at.digits + FAR_AHEAD;
         digits.wanted = ahead < num_bytes ? at.digits + ahead : next.digits + (ahead - num_bytes);
         sum_group(&digits, inputs, g, k, group, first, half, bits, units, num, exact);
         int64_t later = g + GROUPS_AHEAD;
         const uint8_t *wanted_scales = later < groups ? at.scales : next.scales;
-        prefetch(wanted_scales + (later < groups ? later : later - groups) * apart, scale_bytes(nested) * 2 * half);
+        fetch_near(wanted_scales + (later < groups ? later : later - groups) * places.group, scale_bytes(nested) * 2 * half);
         UNROLLED for (int u = 0; u < units; u++)
             UNROLLED for (int v = 0; v < EACH; v++) {
-                Scales scales = load_scales(at.scales + g * apart + scale_bytes(nested) * row_of(first + u, v, half), nested);
+                int row = row_of(first + u, v, half);
+                Scales scales = load_scales(at.scales + g * places.group + scale_bytes(nested) * row, nested);
                 UNROLLED for (int r = 0; r < num; r++) {
                     Floats input = all_floats(inputs[r].scale[g]);
                     Floats total = all_floats(inputs[r].scale[g] * (float)inputs[r].sum[g] * weight_of_zero);
@@ -152,7 +159,7 @@ INLINE void multiply_units(
     UNROLLED for (int u = 0; u < units; u++)
         UNROLLED for (int v = 0; v < EACH; v++) {
             int row = row_of(first + u, v, half);
-            Floats whole = nested ? load_row_scales(at.scales + groups * apart + 2 * row) : all_floats(1.0f);
+            Floats whole = nested ? load_row_scales(at.scales + places.rows + 2 * row) : all_floats(1.0f);
             UNROLLED for (int r = 0; r < num; r++) {
                 Floats result = nested ? multiply(made[r][u][v], whole) : made[r][u][v];
                 store_floats(results + 2 * half * r + row, result);
@@ -185,7 +192,7 @@ INLINE Tile tile_of(const Factor *factor, int64_t number) {
     const Matrix *matrix = factor->matrix;
     int64_t row = number * matrix->tile;
     const uint8_t *digits = factor->packed + row / 2 * matrix->columns * (matrix->bits / 4);
-    return (Tile){digits, factor->scales + scale_bytes((int)matrix->nested) * row};
+    return (Tile){digits, scales_of(matrix, factor->scales, number)};
 }
 
 static void multiply_tiles(const Factor *factor, const Row *inputs, int64_t num, int64_t start, int64_t end) {

@@ -50,13 +50,13 @@ INLINE void round_chunk(
     const Matrix *matrix, const uint8_t *tile, const uint8_t *scales, int unit, int half, int nested, int64_t k,
     Weights *weights, Floats *made
 ) {
-    const int64_t apart = scale_bytes(nested) * matrix->rows;
+    const Places places = places_of(matrix, 2 * half, nested);
     const int64_t groups = matrix->group < CHUNK ? CHUNK / matrix->group : 1, each = CHUNK / groups;
     Floats step[2][EACH], least[2][EACH], inverse[EACH];
     UNROLLED for (int v = 0; v < EACH; v++) {
         Floats largest = all_floats(LEAST), unfit = all_floats(0.0f);
         for (int64_t g = 0; g < groups; g++) {
-            const uint8_t *from = scales + (k / matrix->group + g) * apart + scale_bytes(nested) * row_of(unit, v, half);
+            const uint8_t *from = scales + (k / matrix->group + g) * places.group + scale_bytes(nested) * row_of(unit, v, half);
             Scales loaded = load_scales(from, nested);
             Floats zero = nested ? multiply(loaded.step, multiply(loaded.zero, all_floats(0.0625f))) : loaded.zero;
             step[g][v] = loaded.step;
@@ -68,8 +68,7 @@ INLINE void round_chunk(
         inverse[v] = divide(all_floats(LARGEST), largest);
         made[v] = add(divide(largest, all_floats(LARGEST)), unfit);
         if (nested) {
-            const uint8_t *of_rows = scales + matrix->columns / matrix->group * apart;
-            made[v] = multiply(made[v], load_row_scales(of_rows + 2 * row_of(unit, v, half)));
+            made[v] = multiply(made[v], load_row_scales(scales + places.rows + 2 * row_of(unit, v, half)));
         }
     }
     for (int64_t g = 0; g < groups; g++) {
@@ -176,9 +175,9 @@ int layermesh_multiply_many(
         for (int64_t t = 0; t < tiles; t++)
             for (int unit = 0; unit < matrix->tile / PANEL && mine; unit++) {
                 for (int64_t half = 0; half <= matrix->gated; half++) {
-                    int64_t row = (t + half * second) * matrix->tile;
-                    const uint8_t *from = scales + scale_bytes((int)matrix->nested) * row;
-                    round_panel(matrix, packed + row / 2 * matrix->columns, from, unit, panels[half]);
+                    int64_t tile = t + half * second, row = tile * matrix->tile;
+                    const uint8_t *digits = packed + row / 2 * matrix->columns;
+                    round_panel(matrix, digits, scales_of(matrix, scales, tile), unit, panels[half]);
                 }
                 multiply_panels(matrix, around, panels, rounded, num, outputs, t * matrix->tile + unit * UNIT);
             }

@@ -49,6 +49,21 @@ INLINE int row_of(int unit, int v, int half) { return unit * UNIT + v % VECTORS 
 
 #include "numbers.h"
 
+/* Where the scales of a tile and of its groups begin, in bytes, and those of its rows. */
+typedef struct {
+    int64_t tile, group, rows;
+} Places;
+
+INLINE Places places_of(const Matrix *matrix, int tile, int nested) {
+    int64_t groups = matrix->columns / matrix->group;
+    if (nested) return (Places){2 * tile * (groups + 1), 2 * tile, 2 * tile * groups};
+    return (Places){4 * tile, 4 * matrix->rows, 0};
+}
+
+INLINE const uint8_t *scales_of(const Matrix *matrix, const uint8_t *scales, int64_t tile) {
+    return scales + tile * places_of(matrix, (int)matrix->tile, (int)matrix->nested).tile;
+}
+
 /* Bytes of the scale and the zero of a row in a group. */
 INLINE int scale_bytes(int nested) { return nested ? 2 : 4; }
 
@@ -66,7 +81,7 @@ INLINE Scales load_scales(const uint8_t *from, int nested) {
     return (Scales){first_of_pairs(pairs), second_of_pairs(pairs)};
 }
 
-/* The scales of LANES rows themselves, which lie behind those of groups. */
+/* The scales of LANES rows themselves. */
 INLINE Floats load_row_scales(const uint8_t *from) { return first_of_pairs(load_shorts(from)); }
 
 /* Write one row of inputs to `into` as floats, normalised if that is to be. */

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig
 
+from layermesh.shared.checkpoints.packing import VERSION
 from tests.benchmarks.grown import grow, write_one_layer
 from tests.benchmarks.peers.cache import models_folder
 
@@ -46,7 +47,7 @@ def six_gigabytes(num_layers: int = 28) -> Path:
 
 def int4_folder(checkpoint: Path) -> Path:
     """Return `checkpoint` packed to 4 bits in groups of 32, beside it."""
-    folder = checkpoint.with_name(f"{checkpoint.name}.int4")
+    folder = checkpoint.with_name(f"{checkpoint.name}.int4-v{VERSION}")
     command = [sys.executable, "-m", "layermesh", "quantize", str(checkpoint), "--to", "int4", "--group-size", "32"]
     if not (folder / "model.safetensors.index.json").is_file():  # which is written last
         print(f"packing {folder}", flush=True)

@@ -262,7 +262,8 @@ def test_a_pack_for_another_processor_is_refused(pack4, tmp_path):
     "change",
     [
         {"bits": 5}, {"tile": 7}, {"modules": {"model.layers.0.mlp": [4, 32, 0]}}, {"modules": {"no.such": [4, 32, 1]}},
-        {"modules": {"lm_head": [4, 7, 0]}}, {"modules": {"lm_head": [8, 32, 2]}}, {"head_bounds": [0, 64]}, {"head_bounds": [5, 3]}, {"embeddings": 3},
+        {"modules": {"lm_head": [4, 7, 0]}}, {"modules": {"lm_head": [8, 32, 2]}}, {"modules": {"lm_head": [8, 32]}},
+        {"head_bounds": [0, 64]}, {"head_bounds": [5, 3]}, {"embeddings": 3},
         {"embeddings": {"model.embed_tokens.weight": ["Q4_0", [2000, 128]]}}, {"version": 3}, {"modules": None},
     ],
     ids=str,
