@@ -10,11 +10,12 @@ from typing import Final
 
 import torch
 
-from layermesh.shared.quant.forms import QuantForm, rounded_form
+from layermesh.shared.quant.forms import QuantForm
 from layermesh.shared.quant.multiplying import multiply
 from layermesh.shared.quant.native.kernel import native_kernel
 from layermesh.shared.quant.plain import multiply as multiply_plain
 from layermesh.shared.quant.plain import suits
+from layermesh.shared.quant.rounding import rounded_form
 from layermesh.shared.quant.sizes import DEFAULT_GROUP, KINDS
 from layermesh.shared.quant.tiles import packing_tile
 from layermesh.worker.buffers import Buffer

@@ -13,7 +13,8 @@ from layermesh.shared.model.blocks import Block, BlockTable, BlockTensor
 from layermesh.shared.model.definition import ModelDefinition
 from layermesh.shared.packing.parameters import ParameterReader
 from layermesh.shared.packing.request import PackRequest
-from layermesh.shared.quant.forms import ROW_MULTIPLE, QuantForm, choose_form
+from layermesh.shared.quant.forms import ROW_MULTIPLE, QuantForm
+from layermesh.shared.quant.rounding import choose_form
 
 SMALLEST_ELEMENTS: Final = 2048  # below that a matrix is not worth a scale
 HEAD_BITS: Final = 8

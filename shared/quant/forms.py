@@ -6,7 +6,7 @@ from typing import Final
 
 import torch
 
-from layermesh.shared.quant.sizes import GROUP_SIZES, KINDS
+from layermesh.shared.quant.sizes import KINDS
 
 ROW_MULTIPLE: Final = 64  # packed matrices have whole tiles of rows, whichever tile the processor's kernel reads
 BITS: Final = tuple(KINDS.values())
@@ -86,19 +86,6 @@ class QuantForm:
 def padded(rows: int) -> int:
     """Return `rows` rounded up to whole tiles."""
     return -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE
-
-
-def rounded_form(bits: int, group: int) -> QuantForm:
-    """Return the form that weights are rounded to: with nested scales where these would be a fifth of it otherwise."""
-    return QuantForm(bits, group, nested=bits == 4)
-
-
-def choose_form(bits: int, wanted_group: int, columns: int) -> QuantForm | None:
-    """Return the form with the largest group of at most `wanted_group` that divides `columns`; None where none does."""
-    for group in sorted(GROUP_SIZES, reverse=True):
-        if group <= wanted_group and columns % group == 0:
-            return rounded_form(bits, group)
-    return None
 
 
 def pad_rows(matrix: torch.Tensor) -> torch.Tensor:

@@ -10,10 +10,30 @@ from typing import Final
 import torch
 
 from layermesh.shared.quant.forms import QuantForm
+from layermesh.shared.quant.native.kernel import native_kernel
 from layermesh.shared.quant.quants import Quants
 from layermesh.shared.quant.scales import nest, row_scale, widen_for_zero
+from layermesh.shared.quant.sizes import GROUP_SIZES
 
 _SPANS: Final = {4: (1.0,), 8: (1.0, 1.004)}  # of the range; bfloat16 may round the scale down, and cut off 8-bit values
+
+
+def nests_scales() -> bool:
+    """Whether this machine nests the scales of 4 bits: where our kernel reads them. For torch's they must be unpacked."""
+    return native_kernel() is not None
+
+
+def rounded_form(bits: int, group: int) -> QuantForm:
+    """Return the form in which this machine packs weights to `bits`."""
+    return QuantForm(bits, group, nested=bits == 4 and nests_scales())
+
+
+def choose_form(bits: int, wanted_group: int, columns: int) -> QuantForm | None:
+    """Return the form with the largest group of at most `wanted_group` that divides `columns`; None where none does."""
+    for group in sorted(GROUP_SIZES, reverse=True):
+        if group <= wanted_group and columns % group == 0:
+            return rounded_form(bits, group)
+    return None
 
 
 def round_weights(weights: torch.Tensor, form: QuantForm) -> Quants:

@@ -64,8 +64,12 @@ def as_pairs(scales: torch.Tensor, form: QuantForm, tile: int) -> torch.Tensor:
     """Return packed scales as pairs of bfloat16, `[groups, rows, 2]`, which torch's kernels read; themselves if they are."""
     if not form.nested:
         return scales
-    scale, zero, _ = unpack_scales(scales, form, tile)
-    return torch.stack([scale.t(), zero.t()], dim=2).to(torch.bfloat16)
+    in_tiles = scales.view(-1, scales.shape[1], tile, 2).transpose(0, 1)  # [groups + 1, tiles, tile, 2]
+    steps, sixteenths = in_tiles[:-1, ..., 0], in_tiles.view(torch.int8)[:-1, ..., 1]
+    of_row = in_tiles.view(torch.bfloat16)[-1, ..., 0]
+    scale = steps.to(torch.bfloat16).mul_(of_row)
+    zero = sixteenths.to(torch.bfloat16).mul_(1 / _ZERO_STEPS).mul_(scale)
+    return torch.stack([scale, zero], dim=3).view(len(scale), -1, 2)
 
 
 def _exchange(pairs: torch.Tensor, rows: int, columns: int) -> torch.Tensor:

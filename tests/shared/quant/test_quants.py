@@ -3,9 +3,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layermesh.shared.quant.forms import QuantForm, choose_form, padded
+from layermesh.shared.quant.forms import QuantForm, padded
 from layermesh.shared.quant.quants import Quants, quants_of, unpack
-from layermesh.shared.quant.rounding import round_weights
+from layermesh.shared.quant.rounding import choose_form, round_weights
 from layermesh.shared.quant.tiles import KERNEL_TILES, kernel_tile, pack_digits, unpack_digits
 
 FORMS = [QuantForm(4, group) for group in (32, 64, 128, 256)] + [QuantForm(8, group) for group in (16, 32, 64, 128)]
