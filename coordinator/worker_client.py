@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -165,7 +165,7 @@ class WorkerClient:
             return
 
     @asynccontextmanager
-    async def forward(self, requests: AsyncIterator[pb.ForwardRequest]) -> AsyncIterator[AsyncIterator[pb.ForwardResponse]]:
+    async def forward(self, requests: AsyncIterator[pb.ForwardRequest]) -> AsyncIterator[AsyncIterable[pb.ForwardResponse]]:
         """Open a stream of frames for as long as the context lasts."""
         with self._calling():
             async with exchange(self._stub.Forward(), requests) as responses:

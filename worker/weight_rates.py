@@ -10,6 +10,7 @@ from typing import Final
 
 import torch
 
+from layermesh.shared.processor import last_cache_bytes
 from layermesh.shared.quant.forms import QuantForm
 from layermesh.shared.quant.multiplying import multiply
 from layermesh.shared.quant.native.kernel import native_kernel
@@ -21,7 +22,8 @@ from layermesh.shared.quant.tiles import packing_tile
 from layermesh.worker.buffers import Buffer
 from layermesh.worker.machine import pick_dtype
 
-MEASURED_BYTES: Final = 192 << 20  # of weights of a form: several times what the caches of a processor hold
+MEASURED_BYTES: Final = 192 << 20  # of weights of a form: several times what the caches of most processors hold
+_MOST_BYTES: Final = 1 << 30  # where they hold more
 SECONDS: Final = 0.25  # for each form
 _LEAST_BYTES: Final = 32 << 20
 _COLUMNS: Final = 4096  # as layers of a model of 7 billion parameters have
@@ -40,7 +42,8 @@ def measure_weight_rates(device: torch.device, budget_bytes: int, seconds: float
 
     It takes half of `budget_bytes` at most, and `seconds` for each form or a few products.
     """
-    most_bytes = max(min(MEASURED_BYTES, budget_bytes // 2), _LEAST_BYTES)
+    wanted = MEASURED_BYTES if device.type == "cuda" else min(max(MEASURED_BYTES, 2 * last_cache_bytes()), _MOST_BYTES)
+    most_bytes = max(min(wanted, budget_bytes // 2), _LEAST_BYTES)
     native = pick_dtype(torch.bfloat16, device)
     dtypes = {torch.float32, native}
     if device.type == "cpu" and native_kernel() is not None:

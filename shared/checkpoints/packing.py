@@ -55,7 +55,7 @@ class Packing:
     def parse(cls, config: Mapping[str, Any], where: object) -> "Packing":
         """Read what `to_config` wrote, for the model at `where`.
 
-        Raises UnsupportedModelError for a later version of the format, CheckpointError for anything else that makes no sense.
+        Raises UnsupportedModelError for another version of the format, CheckpointError for anything else that makes no sense.
         """
         if config.get("version") != VERSION:
             raise UnsupportedModelError(

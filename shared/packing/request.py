@@ -49,7 +49,8 @@ class Source:
     def key(self, request: PackRequest) -> str:
         """Return what tells packs of different sources, settings and formats apart."""
         parts: Iterable[object] = (
-            *self.files, request.bits, request.group_size, request.fused, packing_tile(), nests_scales(), VERSION,
+            *self.files, request.bits, request.group_size, request.fused, packing_tile(), VERSION,
+            request.bits == 4 and nests_scales(),
         )  # fmt: skip
         return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:32]
 

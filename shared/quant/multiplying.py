@@ -79,7 +79,14 @@ def _multiply_few(rows: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor
     if form.bits == 8:
         blocks = rows.view(len(rows), -1, form.block)
         rows = torch.stack([blocks, blocks * 16], dim=2).view(len(rows), -1)  # times 16 is exact
-    return _kernel(rows.contiguous(), packed, form.kernel_group, as_pairs(scales, form, tile))
+    if not form.nested:
+        return _kernel(rows.contiguous(), packed, form.kernel_group, scales)
+    products = rows.new_empty(len(rows), len(packed))
+    step = _num_tiles(rows.shape[1], tile) * tile
+    for start in range(0, len(packed), step):
+        pairs = as_pairs(scales[start : start + step], form, tile)
+        products[:, start : start + step] = _kernel(rows, packed[start : start + step], form.kernel_group, pairs)
+    return products
 
 
 def _multiply_many(rows: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, form: QuantForm, tile: int) -> torch.Tensor:

@@ -23,6 +23,10 @@ class Quants:
     zero: torch.Tensor
     row_scale: torch.Tensor | None = None
 
+    def __post_init__(self) -> None:
+        if self.form.nested != (self.row_scale is not None):
+            raise ValueError(f"{self.form} {'needs' if self.form.nested else 'has no'} scales of rows")
+
     def dequantise(self) -> torch.Tensor:
         """Return the weights they stand for, float32 `[rows, columns]`."""
         form = self.form
@@ -74,7 +78,7 @@ def widen(quants: Quants, form: QuantForm) -> Quants:
     """
     if form == quants.form:
         return quants
-    if form.bits < quants.form.bits or quants.form.group % form.group:
+    if form.bits < quants.form.bits or quants.form.group % form.group or form.nested or quants.form.nested:
         raise ValueError(f"{quants.form} does not fit {form}")
     times = quants.form.group // form.group
     zero = quants.zero.float() * quants.form.weight_of_zero / form.weight_of_zero

@@ -11,14 +11,15 @@ import torch
 
 from layermesh.shared.quant.forms import QuantForm, pad_rows
 
-MOST_STEPS: Final = 255
+_MOST_STEPS: Final = 255
 _ZERO_STEPS: Final = 16  # in which a scale is divided for its zero
-_LOWEST_ZERO, _HIGHEST_ZERO = -128, 127
+_LOWEST_ZERO: Final = -128
+_HIGHEST_ZERO: Final = 127
 
 
 def row_scale(scale: torch.Tensor) -> torch.Tensor:
     """Return the scale of each row, bfloat16 `[rows]`, of which `scale`, float32 `[rows, groups]`, are at most 255 times."""
-    least = scale.amax(dim=1) / MOST_STEPS
+    least = scale.amax(dim=1) / _MOST_STEPS
     rounded = least.to(torch.bfloat16)
     return torch.where(rounded.float() < least, (rounded.view(torch.int16) + 1).view(torch.bfloat16), rounded)
 
@@ -32,7 +33,7 @@ def widen_for_zero(low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor,
 def nest(scale: torch.Tensor, zero: torch.Tensor, of_row: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return what comes closest to `scale` and `zero`, float32 `[rows, groups]`, under the scales `of_row`: float32 too."""
     row = of_row.float()[:, None]
-    steps = _times(scale, row).clamp_(1, MOST_STEPS)
+    steps = _times(scale, row).clamp_(1, _MOST_STEPS)
     nested = steps.mul_(row)
     sixteenths = _times(zero * _ZERO_STEPS, nested).clamp_(_LOWEST_ZERO, _HIGHEST_ZERO)
     return nested, sixteenths.mul_(nested / _ZERO_STEPS)
@@ -46,14 +47,14 @@ def pack_scales(scale: torch.Tensor, zero: torch.Tensor, of_row: torch.Tensor | 
     steps, sixteenths = _times(scale, row).to(torch.uint8), _times(zero * _ZERO_STEPS, scale).to(torch.int8)
     pairs = torch.stack([steps, sixteenths.view(torch.uint8)], dim=2)  # [rows, groups, 2]
     whole = torch.cat([pairs, of_row[:, None].contiguous().view(torch.uint8)[:, None]], dim=1)
-    return _exchange(pad_rows(whole), tile, whole.shape[1])
+    return _transpose(pad_rows(whole), tile, whole.shape[1])
 
 
 def unpack_scales(scales: torch.Tensor, form: QuantForm, tile: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Return scale and zero, `[rows, groups]`, and the scales of rows, as they came into `pack_scales`."""
     if not form.nested:
         return scales[..., 0].t(), scales[..., 1].t(), None
-    whole = _exchange(scales, scales.shape[1], tile)
+    whole = _transpose(scales, scales.shape[1], tile)
     of_row = whole[:, -1].contiguous().view(torch.bfloat16)[:, 0]
     steps, sixteenths = whole[:, :-1, 0], whole[:, :-1, 1].contiguous().view(torch.int8)
     scale = steps.float() * of_row.float()[:, None]
@@ -72,7 +73,7 @@ def as_pairs(scales: torch.Tensor, form: QuantForm, tile: int) -> torch.Tensor:
     return torch.stack([scale, zero], dim=3).view(len(scale), -1, 2)
 
 
-def _exchange(pairs: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+def _transpose(pairs: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     """Transpose each `rows` × `columns` pairs where they lie; the shape stays what it is."""
     return pairs.reshape(-1, rows, columns, 2).transpose(1, 2).reshape(pairs.shape)
 

@@ -11,7 +11,7 @@ import torch
 from layermesh.shared.errors import CheckpointError
 from layermesh.shared.machine_profile import MachineProfile
 from layermesh.shared.quant.native.kernel import native_kernel
-from layermesh.worker import disk_rate, measuring, opening
+from layermesh.worker import disk_rate, measuring, opening, weight_rates
 from layermesh.worker.compute_fingerprint import compute_fingerprint, device_name
 from layermesh.worker.disk_rate import FALLBACK_RATE, measure_disk
 from layermesh.worker.files import FileReader
@@ -63,9 +63,9 @@ print(num_threads() - before)
     assert subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout == "0\n"
 
 
-def test_a_budget_bounds_what_measuring_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    from layermesh.worker import weight_rates
-
+@pytest.fixture
+def filled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The bytes of every tensor that measuring fills."""
     sizes: list[int] = []
     fill = weight_rates._filled
 
@@ -75,8 +75,19 @@ def test_a_budget_bounds_what_measuring_takes(monkeypatch: pytest.MonkeyPatch) -
         return made
 
     monkeypatch.setattr(weight_rates, "_filled", counted)
+    return sizes
+
+
+def test_a_budget_bounds_what_measuring_takes(filled: list[int]) -> None:
     rates = measure_weight_rates(CPU, 128 << 20, seconds=0)
-    assert sum(sizes) <= len(rates) * (64 << 20)
+    assert sum(filled) <= len(rates) * (64 << 20)
+
+
+def test_weights_that_are_measured_fit_in_no_cache(filled: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_rates, "MEASURED_BYTES", 32 << 20)
+    monkeypatch.setattr(weight_rates, "last_cache_bytes", lambda: 40 << 20)
+    rates = measure_weight_rates(CPU, 1 << 30, seconds=0)
+    assert sum(filled) > 0.9 * len(rates) * (80 << 20)
 
 
 @pytest.mark.parametrize("spoil", ["no room", "no folder", "read-only", "unreadable"])

@@ -46,7 +46,7 @@ static void round_row(const Matrix *matrix, const float *inputs, Row row) {
 }
 
 INLINE void fetch_far(const void *start, int num_bytes) {
-    UNROLLED for (int line = 0; line < num_bytes; line += 64) __builtin_prefetch((const char *)start + line, 0, 1);
+    UNROLLED for (int line = 0; line < num_bytes; line += 64) __builtin_prefetch((const char *)start + line, 0, 2);
 }
 
 INLINE void fetch_near(const void *start, int num_bytes) {
@@ -55,8 +55,16 @@ INLINE void fetch_near(const void *start, int num_bytes) {
 
 /* Where the digits of a group begin, and those that are asked for ahead. */
 typedef struct {
-    const uint8_t *tile, *wanted;
+    const uint8_t *tile, *near, *far;
 } Digits;
+
+/* What lies `ahead` bytes behind the digits of a group: in the tile or, behind its `num_bytes`, in the next one. */
+INLINE const uint8_t *lying_ahead(
+    const uint8_t *group, int64_t ahead, const uint8_t *tile, const uint8_t *next, int64_t num_bytes
+) {
+    int64_t at = group - tile + ahead;
+    return at < num_bytes ? tile + at : next + (at - num_bytes);
+}
 
 /* Add the products of a group, the first of whose columns is `k`, and go on to the next. Products are with digits less what
  * they are above the weights. All but the pointers are constants, here and in `multiply_units`. */
@@ -81,9 +89,9 @@ INLINE void sum_group(
 #endif
     for (int end = k + group; k < end; k += block)
         UNROLLED for (int plane = 0; plane < bits / 4; plane++)
-            for (int column = k; column < k + block; column += 4, at->tile += 4 * half, at->wanted += 4 * half) {
-                fetch_far(at->wanted, 4 * half);
-                fetch_near(at->tile + NEAR_AHEAD, 4 * half);
+            for (int column = k; column < k + block; column += 4) {
+                fetch_far(at->far, 4 * half);
+                fetch_near(at->near, 4 * half);
 #ifdef IN_PAIRS
                 UNROLLED for (int two = 0; two < 4; two += 2) {
                     Ints pairs[AT_ONCE];
@@ -105,6 +113,9 @@ INLINE void sum_group(
                         }
                 }
 #endif
+                at->tile += 4 * half;
+                at->near += 4 * half;
+                at->far += 4 * half;
             }
     UNROLLED for (int r = 0; r < num; r++) {
 #ifdef IN_PAIRS
@@ -126,19 +137,19 @@ INLINE void multiply_units(
     const float weight_of_zero = bits == 8 ? 17.0f : nested ? 0.0625f : 1.0f;
     const int64_t num_bytes = matrix->columns * half * (bits / 4), groups = matrix->columns / group;
     const Places places = places_of(matrix, 2 * half, nested);
-    Digits digits = {at.digits, NULL};
+    Digits digits = {at.digits, NULL, NULL};
     Floats made[ROWS][AT_ONCE][EACH];
     UNROLLED for (int r = 0; r < num; r++)
         UNROLLED for (int u = 0; u < units; u++)
             UNROLLED for (int v = 0; v < EACH; v++) made[r][u][v] = all_floats(0.0f);
     for (int g = 0, k = 0; k < matrix->columns; g++, k += group) {
         Ints exact[ROWS][AT_ONCE][EACH];
-        int64_t ahead = digits.tile - at.digits + FAR_AHEAD;
-        digits.wanted = ahead < num_bytes ? at.digits + ahead : next.digits + (ahead - num_bytes);
+        digits.far = lying_ahead(digits.tile, FAR_AHEAD, at.digits, next.digits, num_bytes);
+        digits.near = lying_ahead(digits.tile, NEAR_AHEAD, at.digits, next.digits, num_bytes);
         sum_group(&digits, inputs, g, k, group, first, half, bits, units, num, exact);
-        int64_t later = g + GROUPS_AHEAD;
-        const uint8_t *wanted_scales = later < groups ? at.scales : next.scales;
-        fetch_near(wanted_scales + (later < groups ? later : later - groups) * places.group, scale_bytes(nested) * 2 * half);
+        int64_t later = g + GROUPS_AHEAD, all = groups + nested; /* with those of rows */
+        const uint8_t *wanted_scales = later < all ? at.scales : next.scales;
+        fetch_near(wanted_scales + (later < all ? later : later - all) * places.group, scale_bytes(nested) * 2 * half);
         UNROLLED for (int u = 0; u < units; u++)
             UNROLLED for (int v = 0; v < EACH; v++) {
                 int row = row_of(first + u, v, half);

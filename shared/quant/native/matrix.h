@@ -49,7 +49,7 @@ INLINE int row_of(int unit, int v, int half) { return unit * UNIT + v % VECTORS 
 
 #include "numbers.h"
 
-/* Where the scales of a tile and of its groups begin, in bytes, and those of its rows. */
+/* Bytes from the scales of a tile to the next one's, from those of a group to the next one's, and where those of rows begin. */
 typedef struct {
     int64_t tile, group, rows;
 } Places;

@@ -19,7 +19,8 @@ from layermesh.shared.errors import BudgetError, CheckpointError, DiskFullError,
 from layermesh.shared.library.packs import is_complete
 from layermesh.shared.packing.block_file import DATA_ALIGNMENT, TENSOR_ALIGNMENT
 from layermesh.shared.packing.parameters import read_whole
-from layermesh.shared.packing.request import PackRequest
+from layermesh.shared.packing.request import PackRequest, Source
+from layermesh.shared.quant import rounding
 from layermesh.shared.quant.forms import QuantForm
 from layermesh.shared.quant.linear import QuantLinear
 from layermesh.shared.quant.quants import unpack
@@ -106,6 +107,22 @@ def test_logits_are_near_those_of_the_unpacked_model(llama, tmp_path, bits, most
     token_ids = list(range(5, 5 + num_tokens))
     expected = plain(llama, torch.bfloat16)(token_ids).float()
     assert float((loaded(folder)(token_ids).float() - expected).norm() / expected.norm()) < most
+
+
+def test_matrices_are_the_same_however_many_rows_are_rounded_at_a_time(llama, pack4, tmp_path, monkeypatch):
+    monkeypatch.setattr("layermesh.shared.packing.contents._ROUNDED_ELEMENTS", 64 * 128)
+    folder = packed(llama, tmp_path / "pack")
+    names = sorted(path.name for path in pack4.glob("*.safetensors"))
+    assert names == sorted(path.name for path in folder.glob("*.safetensors"))
+    assert all((folder / name).read_bytes() == (pack4 / name).read_bytes() for name in names)
+
+
+def test_packs_made_with_and_without_our_kernel_are_kept_apart(llama, tmp_path, monkeypatch):
+    source, keys = Source.of(open_checkpoint(llama, tmp_path)), set()
+    for kernel in (None, object()):
+        monkeypatch.setattr(rounding, "native_kernel", lambda found=kernel: found)
+        keys.add(source.key(PackRequest(4)))
+    assert len(keys) == 2
 
 
 @pytest.mark.parametrize("encoding", ["Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q8_0", "Q6_K", "IQ4_XS", "F16"])
@@ -264,7 +281,7 @@ def test_a_pack_for_another_processor_is_refused(pack4, tmp_path):
         {"bits": 5}, {"tile": 7}, {"modules": {"model.layers.0.mlp": [4, 32, 0]}}, {"modules": {"no.such": [4, 32, 1]}},
         {"modules": {"lm_head": [4, 7, 0]}}, {"modules": {"lm_head": [8, 32, 2]}}, {"modules": {"lm_head": [8, 32]}},
         {"head_bounds": [0, 64]}, {"head_bounds": [5, 3]}, {"embeddings": 3},
-        {"embeddings": {"model.embed_tokens.weight": ["Q4_0", [2000, 128]]}}, {"version": 3}, {"modules": None},
+        {"embeddings": {"model.embed_tokens.weight": ["Q4_0", [2000, 128]]}}, {"version": 1}, {"version": 3}, {"modules": None},
     ],
     ids=str,
 )  # fmt: skip

@@ -5,6 +5,7 @@ import torch
 
 from layermesh.shared.model.lean_layer import Turner
 from layermesh.shared.quant.around import Around
+from layermesh.shared.quant.forms import QuantForm
 from layermesh.shared.quant.linear import QuantLinear
 from tests.shared.quant.kernels import needs_compiler, relative_error, some_heads
 from tests.shared.quant.test_quants import FORMS, some_quants
@@ -25,13 +26,16 @@ def around_by_torch(native, layer, inputs: torch.Tensor, around: Around, many: b
 @pytest.mark.parametrize("is_gated", [False, True], ids=["plain", "gated"])
 @pytest.mark.parametrize("rows", [128, 256 + 72])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_surrounds_a_product_is_done_on_the_way(native, dtype, rows, is_gated, many):
+@pytest.mark.parametrize("form", [QuantForm(4, 32), QuantForm(4, 32, nested=True)], ids=str)
+def test_what_surrounds_a_product_is_done_on_the_way(native, form, dtype, rows, is_gated, many):
     if is_gated and rows % 128:
         rows = 256
-    quants = some_quants(FORMS[0], rows, 8)
-    quants.scale.mul_(0.1), quants.zero.mul_(0.1)
+    quants = some_quants(form, rows, 8)
+    for numbers in (quants.scale, quants.zero, quants.row_scale):
+        if numbers is not None:
+            numbers.mul_(0.125)
     bias = torch.nn.Parameter(torch.randn(rows).to(dtype), requires_grad=False)
-    layer = QuantLinear(256, rows, FORMS[0], 64, bias)
+    layer = QuantLinear(256, rows, form, 64, bias)
     layer.packed, layer.scales = quants.pack(64)
     inputs = torch.randn(40 if many else 5, 256).to(dtype)
     used = rows // 2 if is_gated else rows

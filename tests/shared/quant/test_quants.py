@@ -3,6 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from layermesh.shared.quant import rounding
 from layermesh.shared.quant.forms import QuantForm, padded
 from layermesh.shared.quant.quants import Quants, quants_of, unpack
 from layermesh.shared.quant.rounding import choose_form, round_weights
@@ -58,6 +59,13 @@ def test_the_layout_is_that_of_torch():
 def test_the_largest_group_that_divides_the_columns_is_taken(columns, wanted, group):
     form = choose_form(4, wanted, columns)
     assert (form.group if form else None) == group
+
+
+@pytest.mark.parametrize("kernel", [None, object()])
+def test_scales_of_4_bits_are_nested_where_our_kernel_reads_them(monkeypatch, kernel):
+    monkeypatch.setattr(rounding, "native_kernel", lambda: kernel)
+    assert choose_form(4, 32, 64) == QuantForm(4, 32, nested=kernel is not None)
+    assert choose_form(8, 32, 64) == QuantForm(8, 32)
 
 
 def test_forms_that_no_kernel_takes_are_refused():
