@@ -26,7 +26,7 @@ from layermesh.shared.errors import (
     ResourceError,
     WorkerLostError,
 )
-from layermesh.shared.heartbeat import until_silent
+from layermesh.shared.heartbeat import LONG_SILENCE_SECONDS, SILENCE_SECONDS, until_silent
 from layermesh.shared.problems import WorkerBudgetError, to_error
 from layermesh.shared.protocol import PROTOCOL_VERSION
 from layermesh.shared.security.nodes import Member, NodeId
@@ -193,9 +193,9 @@ class WorkerClient:
         await self.close()
 
     async def while_alive(self, work: Coroutine[Any, Any, T]) -> T:
-        """Return what `work` returns. Raises WorkerLostError as soon as the worker is not there any more."""
+        """Return what `work` returns, which may keep the worker busy. Raises WorkerLostError once it is not there any more."""
         working = asyncio.ensure_future(work)
-        silence = asyncio.create_task(self.until_lost())
+        silence = asyncio.create_task(self.until_lost(LONG_SILENCE_SECONDS))
         try:
             await asyncio.wait([working, silence], return_when=asyncio.FIRST_COMPLETED)
             if working.done():
@@ -206,10 +206,10 @@ class WorkerClient:
             silence.cancel()
             await asyncio.gather(working, silence, return_exceptions=True)
 
-    async def until_lost(self) -> WorkerLostError:
-        """Return once the worker is not there any more, with what to say of that."""
+    async def until_lost(self, silence: float = SILENCE_SECONDS) -> WorkerLostError:
+        """Return once the worker is not there any more, or silent for so many seconds, with what to say of that."""
         async with self._open() as channel:  # of its own: what is under way on the other must not delay it
-            gone = await until_silent(channel)
+            gone = await until_silent(channel, silence)
         return WorkerLostError(
             f"worker {self.who} does not answer any more ({gone.why}).", self.worker_id, crashed=not gone.is_silence
         )

@@ -5,12 +5,10 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import count
 from typing import Final
 
 import torch
 
-from layermesh.shared.processor import last_cache_bytes
 from layermesh.shared.quant.forms import QuantForm
 from layermesh.shared.quant.multiplying import multiply
 from layermesh.shared.quant.native.kernel import native_kernel
@@ -23,7 +21,6 @@ from layermesh.worker.buffers import Buffer
 from layermesh.worker.machine import pick_dtype
 
 MEASURED_BYTES: Final = 192 << 20  # of weights of a form: several times what the caches of most processors hold
-_MOST_BYTES: Final = 1 << 30  # where they hold more
 SECONDS: Final = 0.25  # for each form
 _LEAST_BYTES: Final = 32 << 20
 _COLUMNS: Final = 4096  # as layers of a model of 7 billion parameters have
@@ -42,8 +39,7 @@ def measure_weight_rates(device: torch.device, budget_bytes: int, seconds: float
 
     It takes half of `budget_bytes` at most, and `seconds` for each form or a few products.
     """
-    wanted = MEASURED_BYTES if device.type == "cuda" else min(max(MEASURED_BYTES, 2 * last_cache_bytes()), _MOST_BYTES)
-    most_bytes = max(min(wanted, budget_bytes // 2), _LEAST_BYTES)
+    most_bytes = max(min(MEASURED_BYTES, budget_bytes // 2), _LEAST_BYTES)
     native = pick_dtype(torch.bfloat16, device)
     dtypes = {torch.float32, native}
     if device.type == "cpu" and native_kernel() is not None:
@@ -71,7 +67,7 @@ def _plain_rate(device: torch.device, dtype: torch.dtype, most_bytes: int, secon
     matrices = [_filled((rows, _COLUMNS), _VALUE, dtype, device) for rows in _cut(most_bytes, _COLUMNS * dtype.itemsize)]
     product = multiply_plain if suits(token, matrices[0]) else torch.nn.functional.linear
     products = [partial(product, token, matrix, None) for matrix in matrices]
-    return sum(matrix.nbytes for matrix in matrices) / _median(device, products, seconds)
+    return sum(matrix.nbytes for matrix in matrices) / _median(device, products, matrices, seconds)
 
 
 @torch.inference_mode()
@@ -79,13 +75,15 @@ def _packed_rate(device: torch.device, form: QuantForm, dtype: torch.dtype, most
     token = torch.full((1, _COLUMNS), _VALUE, dtype=dtype, device=device)
     row_bytes = form.num_bytes(_COLUMNS, _COLUMNS) // _COLUMNS
     products: list[_Product] = []
+    weights: list[torch.Tensor] = []
     num_bytes = 0
     for rows in _cut(most_bytes, row_bytes):
         packed = _filled(form.packed_shape(rows, _COLUMNS), _DIGITS, torch.uint8, device)
         scales = _filled(form.scales_shape(rows, _COLUMNS), _BYTES if form.nested else _VALUE, form.scales_dtype, device)
         products.append(partial(multiply, token, packed, scales, form, packing_tile()))
+        weights += packed, scales
         num_bytes += form.num_bytes(rows, _COLUMNS)
-    return num_bytes / _median(device, products, seconds)
+    return num_bytes / _median(device, products, weights, seconds)
 
 
 def _filled(shape: tuple[int, ...], value: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -103,15 +101,24 @@ def _cut(most_bytes: int, row_bytes: int) -> Iterator[int]:
         yield rows
 
 
-def _median(device: torch.device, products: Sequence[_Product], seconds: float) -> float:
-    """Seconds of a pass through all `products`, one after the other, so that none finds its weights in a cache."""
-    _time(device, products)
+def _median(device: torch.device, products: Sequence[_Product], weights: Sequence[torch.Tensor], seconds: float) -> float:
+    """Seconds of a pass through all `products`, one after the other, so that none finds its weights in a cache.
+
+    Some caches hold them all: they are emptied before each pass where that can be done.
+    """
+    kernel = native_kernel() if device.type == "cpu" else None
+
+    def timed() -> float:
+        if kernel is not None:
+            for matrix in weights:
+                kernel.chill(matrix)
+        return _time(device, products)
+
+    timed()  # makes whatever is made once
     ends = time.perf_counter() + seconds
     times: list[float] = []
-    for number in count():
-        if number >= _LEAST_PASSES and time.perf_counter() > ends:
-            break
-        times.append(_time(device, products))
+    while len(times) < _LEAST_PASSES or time.perf_counter() < ends:
+        times.append(timed())
     return statistics.median(times)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from layermesh.shared.errors import CheckpointError
 from layermesh.shared.machine_profile import MachineProfile
-from layermesh.shared.quant.native.kernel import native_kernel
+from layermesh.shared.quant.native.kernel import NativeKernel, native_kernel
 from layermesh.worker import disk_rate, measuring, opening, weight_rates
 from layermesh.worker.compute_fingerprint import compute_fingerprint, device_name
 from layermesh.worker.disk_rate import FALLBACK_RATE, measure_disk
@@ -83,11 +83,21 @@ def test_a_budget_bounds_what_measuring_takes(filled: list[int]) -> None:
     assert sum(filled) <= len(rates) * (64 << 20)
 
 
-def test_weights_that_are_measured_fit_in_no_cache(filled: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weight_rates, "MEASURED_BYTES", 32 << 20)
-    monkeypatch.setattr(weight_rates, "last_cache_bytes", lambda: 40 << 20)
-    rates = measure_weight_rates(CPU, 1 << 30, seconds=0)
-    assert sum(filled) > 0.9 * len(rates) * (80 << 20)
+@pytest.mark.skipif(native_kernel() is None, reason="the kernel in C cannot be built here")
+def test_caches_are_emptied_of_all_that_is_measured(filled: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    chilled: list[int] = []
+    chill = NativeKernel.chill
+
+    def counted(kernel: NativeKernel, weights: torch.Tensor) -> bool:
+        before = weights.clone()
+        done = chill(kernel, weights)
+        assert torch.equal(weights, before)
+        chilled.append(weights.nbytes)
+        return done
+
+    monkeypatch.setattr(NativeKernel, "chill", counted)
+    measure_weight_rates(CPU, 128 << 20, seconds=0)
+    assert sum(chilled) == 3 * sum(filled)  # once for what is made once, and before each of the two passes that count
 
 
 @pytest.mark.parametrize("spoil", ["no room", "no folder", "read-only", "unreadable"])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 SOURCES: Final = Path(__file__).parent
-_PARTS: Final = ("heads", "few", "many", "plain", "layer")  # those that take long first
+_PARTS: Final = ("heads", "few", "many", "plain", "layer", "cold")  # those that take long first
 _FLAGS: Final = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=off", "-fwrapv", "-fPIC", "-fopenmp")
 _SECONDS: Final = 60
 _AT_ONCE: Final = 4  # of which each takes 200 MB for some seconds

@@ -101,6 +101,7 @@ class NativeKernel:
         self._turn = _declared(library.layermesh_turn, 6, 1)
         self._attend = _declared(library.layermesh_attend, 5, 5)
         self._pass_token = _declared(library.layermesh_pass_token, 6, 2)
+        self._chill = _declared(library.layermesh_chill, 1, 1)
         self.has_fast_many = bool(library.layermesh_has_fast_many())
 
     def suits_many(self, form: QuantForm, columns: int) -> bool:
@@ -146,6 +147,10 @@ class NativeKernel:
         ):
             raise MemoryError(f"no memory for {len(inputs)} × {weights.shape[1]} inputs")
         return made
+
+    def chill(self, weights: torch.Tensor) -> bool:
+        """Leave nothing of `weights` in the processor's caches; False where it cannot be told to."""
+        return bool(self._chill(weights.data_ptr(), weights.nbytes))
 
     def turn(
         self,
