@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from concurrent import futures
 from contextlib import suppress
 
@@ -11,6 +12,7 @@ from layermesh.coordinator import registry
 from layermesh.shared import apart
 from layermesh.shared.announcement import Announcement
 from layermesh.shared.errors import MeshError
+from layermesh.shared.heartbeat import SILENCE_SECONDS
 from layermesh.worker.stage import Stage
 from tests.mesh.meshes import answer_alone, ask, machines, open_mesh, stages
 from tests.mesh.waiting import wait_until
@@ -113,6 +115,23 @@ def test_a_worker_whose_preparation_fails_is_named_and_done_without(tiny, loopba
         worker.stop()
         answer = ask(mesh)
         assert (machines(answer), answer.token_ids) == (["local"], expected)
+
+
+def test_a_worker_that_is_silent_for_a_while_as_it_makes_layers_ready_is_not_lost(tiny, loopback, monkeypatch):
+    (worker,), said = loopback.add(1), []
+    build = Stage.__init__
+
+    def stopping_everything(stage, *arguments, **options):
+        if threading.current_thread().name == apart.NAME:  # a worker's
+            worker._loop.call_soon_threadsafe(time.sleep, SILENCE_SECONDS + 1)
+        build(stage, *arguments, **options)
+
+    monkeypatch.setattr(Stage, "__init__", stopping_everything)
+    with open_mesh(tiny("llama"), [worker], tell=said.append) as mesh:
+        answer = ask(mesh)
+    assert (machines(answer), answer.token_ids) == (["w0", "local"], answer_alone(tiny("llama")))
+    assert not answer.failovers
+    assert not any("does not answer" in sentence for sentence in said), said
 
 
 def ask_in_vain(mesh):
