@@ -7,7 +7,7 @@ from typing import Any
 from layermesh.protos import mesh_pb2 as pb
 from layermesh.shared.chunks import Reading, read_chunks
 from layermesh.shared.errors import LayermeshError
-from layermesh.shared.streams import exchange
+from layermesh.shared.exchange import exchange
 
 ReadPart = Callable[[str, int], Reading]
 Progress = Callable[[pb.PrepareProgress], None]

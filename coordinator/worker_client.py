@@ -26,13 +26,13 @@ from layermesh.shared.errors import (
     ResourceError,
     WorkerLostError,
 )
+from layermesh.shared.exchange import exchange
 from layermesh.shared.heartbeat import LONG_SILENCE_SECONDS, SILENCE_SECONDS, until_silent
 from layermesh.shared.problems import WorkerBudgetError, to_error
 from layermesh.shared.protocol import PROTOCOL_VERSION
 from layermesh.shared.security.nodes import Member, NodeId
 from layermesh.shared.security.removals import SignedRemovals
 from layermesh.shared.stage_key import StageKey
-from layermesh.shared.streams import exchange
 
 if TYPE_CHECKING:
     from layermesh.shared.footprint import SequenceSize

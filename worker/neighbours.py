@@ -10,8 +10,8 @@ from layermesh.protos import mesh_pb2 as pb
 from layermesh.protos.mesh_pb2_grpc import WorkerServiceStub
 from layermesh.shared.channels import Channels
 from layermesh.shared.errors import LayermeshError
+from layermesh.shared.exchange import exchange
 from layermesh.shared.heartbeat import until_silent
-from layermesh.shared.streams import exchange
 from layermesh.worker.outbox import Outbox
 
 CLOSE_SECONDS = 1.0

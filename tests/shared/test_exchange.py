@@ -8,7 +8,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from layermesh.shared.streams import exchange
+from layermesh.shared.exchange import exchange
 
 METHOD = "/test/Talk"
 
