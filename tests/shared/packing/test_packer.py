@@ -19,8 +19,7 @@ from layermesh.shared.errors import BudgetError, CheckpointError, DiskFullError,
 from layermesh.shared.library.packs import is_complete
 from layermesh.shared.packing.block_file import DATA_ALIGNMENT, TENSOR_ALIGNMENT
 from layermesh.shared.packing.parameters import read_whole
-from layermesh.shared.packing.request import PackRequest, Source
-from layermesh.shared.quant import rounding
+from layermesh.shared.packing.request import PackRequest
 from layermesh.shared.quant.forms import QuantForm
 from layermesh.shared.quant.linear import QuantLinear
 from layermesh.shared.quant.quants import unpack
@@ -115,14 +114,6 @@ def test_matrices_are_the_same_however_many_rows_are_rounded_at_a_time(llama, pa
     names = sorted(path.name for path in pack4.glob("*.safetensors"))
     assert names == sorted(path.name for path in folder.glob("*.safetensors"))
     assert all((folder / name).read_bytes() == (pack4 / name).read_bytes() for name in names)
-
-
-def test_packs_made_with_and_without_our_kernel_are_kept_apart(llama, tmp_path, monkeypatch):
-    source, keys = Source.of(open_checkpoint(llama, tmp_path)), set()
-    for kernel in (None, object()):
-        monkeypatch.setattr(rounding, "native_kernel", lambda found=kernel: found)
-        keys.add(source.key(PackRequest(4)))
-    assert len(keys) == 2
 
 
 @pytest.mark.parametrize("encoding", ["Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q8_0", "Q6_K", "IQ4_XS", "F16"])
