@@ -7,7 +7,7 @@ from typing import Final
 
 from layermesh.shared.model.blocks import ALIGNMENT, LARGE_BYTES, PAGE_BYTES
 
-CHUNK_BYTES: Final = 1 << 19  # what a part is read, sent and resumed by
+CHUNK_BYTES: Final = 1 << 20  # what a part is read, sent and resumed by; half as much is a tenth slower
 REST: Final = "rest"
 EMBED: Final = "embed"
 HEAD: Final = "head"
