@@ -9,12 +9,12 @@ from typing import Final
 
 import torch
 
+from layermesh.shared.quant.choosing import rounded_form
 from layermesh.shared.quant.forms import QuantForm
 from layermesh.shared.quant.multiplying import multiply
 from layermesh.shared.quant.native.kernel import native_kernel
 from layermesh.shared.quant.plain import multiply as multiply_plain
 from layermesh.shared.quant.plain import suits
-from layermesh.shared.quant.rounding import rounded_form
 from layermesh.shared.quant.sizes import DEFAULT_GROUP, KINDS
 from layermesh.shared.quant.tiles import packing_tile
 from layermesh.worker.buffers import Buffer
@@ -24,6 +24,7 @@ MEASURED_BYTES: Final = 192 << 20  # of weights of a form: several times what th
 SECONDS: Final = 0.25  # for each form
 _LEAST_BYTES: Final = 32 << 20
 _COLUMNS: Final = 4096  # as layers of a model of 7 billion parameters have
+_MATRIX_BYTES: Final = 32 << 20  # about what such a layer has in 4 bits, which goes through our kernel in one call
 _LEAST_PASSES: Final = 2
 _VALUE: Final = 0.01  # any but zero, whose memory the system would not really give out
 _DIGITS: Final = 0x77
@@ -95,8 +96,8 @@ def _filled(shape: tuple[int, ...], value: float, dtype: torch.dtype, device: to
 
 
 def _cut(most_bytes: int, row_bytes: int) -> Iterator[int]:
-    """Rows of matrices of that size: square ones while there is room, or one in pieces of whole tiles where there is little."""
-    rows = min(_COLUMNS, max(most_bytes // row_bytes // 2 // 64, 1) * 64)
+    """Rows of matrices of _MATRIX_BYTES while there is room, or one in pieces of whole tiles where there is little."""
+    rows = max(min(_MATRIX_BYTES, most_bytes // 2) // row_bytes // 64, 1) * 64
     for _ in range(max(most_bytes // (rows * row_bytes), 2)):
         yield rows
 

@@ -8,7 +8,7 @@ from layermesh.shared.errors import CheckpointError, UnsupportedModelError
 from layermesh.shared.quant.forms import BITS, QuantForm
 
 METHOD: Final = "layermesh"
-VERSION: Final = 2
+VERSION: Final = 3
 TILES: Final = (32, 64)
 
 

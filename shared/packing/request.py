@@ -9,7 +9,7 @@ from layermesh.shared.checkpoints.json_files import unreadable
 from layermesh.shared.checkpoints.packing import VERSION
 from layermesh.shared.checkpoints.tensors import Checkpoint
 from layermesh.shared.errors import CheckpointError
-from layermesh.shared.quant.rounding import nests_scales
+from layermesh.shared.quant.choosing import has_own_forms
 from layermesh.shared.quant.sizes import DEFAULT_GROUP, GROUP_SIZES, KINDS
 from layermesh.shared.quant.tiles import packing_tile
 
@@ -50,7 +50,7 @@ class Source:
         """Return what tells packs of different sources, settings and formats apart."""
         parts: Iterable[object] = (
             *self.files, request.bits, request.group_size, request.fused, packing_tile(), VERSION,
-            request.bits == 4 and nests_scales(),
+            request.bits == 4 and has_own_forms(),
         )  # fmt: skip
         return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:32]
 

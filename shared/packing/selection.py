@@ -13,12 +13,10 @@ from layermesh.shared.model.blocks import Block, BlockTable, BlockTensor
 from layermesh.shared.model.definition import ModelDefinition
 from layermesh.shared.packing.parameters import ParameterReader
 from layermesh.shared.packing.request import PackRequest
+from layermesh.shared.quant.choosing import choose_form, head_size
 from layermesh.shared.quant.forms import ROW_MULTIPLE, QuantForm
-from layermesh.shared.quant.rounding import choose_form
 
 SMALLEST_ELEMENTS: Final = 2048  # below that a matrix is not worth a scale
-HEAD_BITS: Final = 8
-HEAD_GROUP: Final = 128  # where the layers have fewer bits: a head in groups of 32 would be a tenth larger
 _ROUTERS: Final = frozenset({"gate", "router", "shared_expert_gate", "wg"})  # a wrong choice of expert costs more than they do
 _MOST_EXPERTS: Final = 1024
 # Small models suffer more from 4 bits, and some matrices more than others (stories15M: 90.3 % the same choice of token with all
@@ -51,8 +49,8 @@ def select(definition: ModelDefinition, table: BlockTable, request: PackRequest)
     for block in table.layers:
         reader = ParameterReader(block.recipes)
         for tensor in block.tensors:
-            wanted = PackRequest(8, request.group_size) if _module(tensor) in sensitive else request
-            form = _form(tensor, reader, wanted) if _is_layer(tensor, linears) else None
+            bits = 8 if _module(tensor) in sensitive else request.bits
+            form = _form(tensor, reader, bits, request.group_size) if _is_layer(tensor, linears) else None
             if form is not None:
                 forms[tensor.key] = form
             else:
@@ -61,17 +59,19 @@ def select(definition: ModelDefinition, table: BlockTable, request: PackRequest)
     head = next((tensor for tensor in table.head.tensors if f"{definition.head}.weight" in tensor.names), None)
     head_form = None
     if head is not None:
-        if request.bits < HEAD_BITS:
-            request = PackRequest(HEAD_BITS, HEAD_GROUP)
-        head_form = _form(head, ParameterReader(table.head.recipes), request)
+        size = head_size(request.bits, request.group_size, is_small=_is_small(definition))
+        head_form = _form(head, ParameterReader(table.head.recipes), *size)
     bounds = _bounds(head, head_form, table, forms) if head is not None and head_form is not None else ()
     return Selection(forms, head if bounds else None, head_form if bounds else None, bounds)
 
 
 def sensitive_modules(definition: ModelDefinition) -> frozenset[str]:
     """Return the last names of the linear layers that take 8 bits in any case."""
-    small = sum(parameter.numel() for parameter in definition.layers.parameters()) < SMALL_MODEL
-    return _SENSITIVE_IF_SMALL if small else frozenset()
+    return _SENSITIVE_IF_SMALL if _is_small(definition) else frozenset()
+
+
+def _is_small(definition: ModelDefinition) -> bool:
+    return sum(parameter.numel() for parameter in definition.layers.parameters()) < SMALL_MODEL
 
 
 def block_bytes(block: Block, forms: dict[str, QuantForm]) -> int:
@@ -95,13 +95,12 @@ def _module(tensor: BlockTensor) -> str:
     return tensor.key.rpartition(".")[0].rpartition(".")[2]
 
 
-def _form(tensor: BlockTensor, reader: ParameterReader, request: PackRequest) -> QuantForm | None:
+def _form(tensor: BlockTensor, reader: ParameterReader, bits: int, group: int) -> QuantForm | None:
     """The form that keeps the quants there are, else the one asked for; 8 bits for quants that no form keeps."""
     kept = reader.kept_form(tensor.key)
     if kept is not None:
         return kept
-    bits = 8 if reader.is_quantised(tensor.key) else request.bits
-    return choose_form(bits, request.group_size, tensor.shape[1])
+    return choose_form(8 if reader.is_quantised(tensor.key) else bits, group, tensor.shape[1])
 
 
 def _owner(definition: ModelDefinition, tensor: BlockTensor) -> str:

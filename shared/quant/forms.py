@@ -1,4 +1,4 @@
-"""The forms a matrix can be packed in: 4 or 8 bits a weight, and how many weights share a scale."""
+"""The forms a matrix can be packed in: 4, 6 or 8 bits a weight, and how many weights share a scale."""
 
 import math
 from dataclasses import dataclass
@@ -17,9 +17,10 @@ _DIGIT_BLOCK: Final = 32  # columns whose low and high digits lie side by side
 class QuantForm:
     """`bits` per weight, and `group` weights of a row that share a scale and a zero; those `nested` under a scale of the row.
 
-    Packed matrices are made of 4-bit digits. An 8-bit weight is two of them, 16 × high + low, under the same scale, so that the
-    kernel for 4 bits computes both: each `block` of columns becomes its low digits and then its high digits, and the inputs
-    become `[x, 16 x]` in the same order.
+    Packed matrices are made of 4-bit digits. An 8-bit weight is two of them, 16 × high + low, under the same scale, so that
+    torch's kernel for 4 bits computes both: each `block` of columns becomes its low digits and then its high digits, and the
+    inputs become `[x, 16 x]` in the same order. A 6-bit weight is one of 8 bits whose high digit is 6, 7, 8 or 9, which two
+    bits tell; those of two columns share a digit.
     """
 
     bits: int
@@ -27,16 +28,16 @@ class QuantForm:
     nested: bool = False
 
     def __post_init__(self) -> None:
-        allowed = (16, 32, 64, 128) if self.bits == 8 else (32, 64, 128, 256)
-        if self.bits not in BITS or self.group not in allowed or (self.nested and self.bits != 4):
+        allowed = (32, 64, 128, 256) if self.bits == 4 else (16, 32, 64, 128)
+        if self.bits not in (4, 6, 8) or self.group not in allowed or (self.nested and self.bits != 4):
             raise ValueError(
                 f"there is no form of {self.bits} bits in groups of {self.group}{' with nested scales' * self.nested}"
             )
 
     @property
     def planes(self) -> int:
-        """4-bit digits per weight."""
-        return self.bits // 4
+        """4-bit digits per weight, once those of 6 bits are apart."""
+        return 1 if self.bits == 4 else 2
 
     @property
     def kernel_group(self) -> int:
@@ -51,16 +52,16 @@ class QuantForm:
     @property
     def offset(self) -> int:
         """The value that stands for the zero alone: w = scale × (value - offset) + weight_of_zero × zero."""
-        return 136 if self.bits == 8 else 8
+        return {4: 8, 6: 40, 8: 136}[self.bits]
 
     @property
     def weight_of_zero(self) -> int:
         """How often the zero counts: once for each plane, times 16 in the high one."""
-        return 17 if self.bits == 8 else 1
+        return 1 if self.bits == 4 else 17
 
     def packed_shape(self, rows: int, columns: int) -> tuple[int, int]:
         """Shape of the packed digits, uint8."""
-        return padded(rows), self.planes * columns // 2
+        return padded(rows), self.bits * columns // 8
 
     def scales_shape(self, rows: int, columns: int) -> tuple[int, int, int]:
         """Shape of scales and zeros, in `scales_dtype`; the scales of rows count as one group more."""

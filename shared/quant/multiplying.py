@@ -2,7 +2,7 @@
 
 A few rows go straight through a kernel that reads the packed weights once for every few of them: our own, or torch's where that
 cannot be had. Many rows are worth unpacking for: 4-bit weights to bytes in our kernel, where the processor multiplies those;
-all others to bfloat16, which torch's kernel does fastest, by multiplying small blocks of the matrix with the identity. They are
+others to bfloat16, which torch's kernel does fastest, by multiplying small blocks of the matrix with the identity. They are
 multiplied as that where the processor does, else as float32, which torch does many times as fast there.
 """
 
@@ -14,7 +14,7 @@ import torch
 from layermesh.shared.processor import multiplies_bfloat16
 from layermesh.shared.quant.forms import QuantForm, padded
 from layermesh.shared.quant.native.kernel import DTYPES, native_kernel
-from layermesh.shared.quant.quants import unpack
+from layermesh.shared.quant.quants import unpack, with_whole_digits
 from layermesh.shared.quant.scales import as_pairs
 from layermesh.shared.quant.tiles import kernel_tile
 
@@ -76,16 +76,18 @@ def unpacking_bytes(rows: int, columns: int, tile: int) -> int:
 
 
 def _multiply_few(rows: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, form: QuantForm, tile: int) -> torch.Tensor:
-    if form.bits == 8:
+    if form.planes == 2:
         blocks = rows.view(len(rows), -1, form.block)
         rows = torch.stack([blocks, blocks * 16], dim=2).view(len(rows), -1)  # times 16 is exact
-    if not form.nested:
+    if not form.nested and form.bits != 6:
         return _kernel(rows.contiguous(), packed, form.kernel_group, scales)
     products = rows.new_empty(len(rows), len(packed))
     step = _num_tiles(rows.shape[1], tile) * tile
     for start in range(0, len(packed), step):
-        pairs = as_pairs(scales[start : start + step], form, tile)
-        products[:, start : start + step] = _kernel(rows, packed[start : start + step], form.kernel_group, pairs)
+        end = min(start + step, len(packed))
+        digits = with_whole_digits(packed[start:end], form, tile)
+        pairs = as_pairs(scales.narrow(form.rows_of_scales, start, end - start), form, tile).contiguous()
+        products[:, start:end] = _kernel(rows, digits, form.kernel_group, pairs)
     return products
 
 
@@ -111,7 +113,7 @@ def _unpack_transposed(packed: torch.Tensor, scales: torch.Tensor, form: QuantFo
     num_tiles, num_blocks, block = rows // tile, columns // form.block, form.block
     per_tile = as_pairs(scales, form, tile).view(-1, num_tiles, tile, 2).transpose(0, 1)  # [tiles, groups, tile, 2]
     per_block = per_tile.repeat_interleave(form.group // block, dim=1).reshape(1, -1, 2)
-    digits = packed.reshape(-1, form.planes * block // 2)
+    digits = with_whole_digits(packed, form, tile).reshape(-1, form.planes * block // 2)
     made = _kernel(_selector(form), digits, form.planes * block, per_block)  # [block, tiles * blocks * tile]
     in_blocks = made.view(block, num_tiles, num_blocks, tile).permute(2, 0, 1, 3)
     out.view(num_blocks, block, num_tiles, tile).copy_(in_blocks)

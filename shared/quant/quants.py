@@ -1,12 +1,15 @@
 """A matrix of quantised values with its scales, on its way into a pack."""
 
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 
 from layermesh.shared.quant.forms import QuantForm, pad_rows
 from layermesh.shared.quant.scales import nest, pack_scales, row_scale, unpack_scales
-from layermesh.shared.quant.tiles import pack_digits, unpack_digits
+from layermesh.shared.quant.tiles import LEAST_HIGH_DIGIT, pack_digits, share_digits, split_digits, unpack_digits
+
+ABOVE_SIX_BITS: Final = 16 * LEAST_HIGH_DIGIT  # by how much a value of 6 bits is larger as one of 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,8 @@ class Quants:
     def pack(self, tile: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return digits and scales in the order of the kernel, of `form.packed_shape` and `form.scales_shape`."""
         scales = pack_scales(self.scale, self.zero, self.row_scale, tile)
-        return pack_digits(_digits(pad_rows(self.values), self.form), tile), scales
+        packed = pack_digits(_digits(pad_rows(self.values), self.form), tile)
+        return (share_digits(packed, self.form.block, tile) if self.form.bits == 6 else packed), scales
 
 
 def quants_of(form: QuantForm, values: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> Quants:
@@ -53,14 +57,19 @@ def quants_of(form: QuantForm, values: torch.Tensor, scale: torch.Tensor, zero: 
 
 def unpack(packed: torch.Tensor, scales: torch.Tensor, form: QuantForm, tile: int) -> Quants:
     """Return what was packed, rows of padding included."""
-    digits = unpack_digits(packed, tile)
+    digits = unpack_digits(with_whole_digits(packed, form, tile), tile)
     return Quants(form, _values(digits, form), *unpack_scales(scales, form, tile))
+
+
+def with_whole_digits(packed: torch.Tensor, form: QuantForm, tile: int) -> torch.Tensor:
+    """Return packed weights as torch's kernel reads them: those of 6 bits as 8 bits are packed, `[rows, columns]`."""
+    return split_digits(packed, form.block, tile) if form.bits == 6 else packed
 
 
 def _digits(values: torch.Tensor, form: QuantForm) -> torch.Tensor:
     if form.bits == 4:
         return values
-    blocks = values.view(len(values), -1, form.block)
+    blocks = (values if form.bits == 8 else values + ABOVE_SIX_BITS).view(len(values), -1, form.block)
     return torch.stack([blocks & 15, blocks >> 4], dim=2).view(len(values), -1)
 
 
@@ -68,7 +77,8 @@ def _values(digits: torch.Tensor, form: QuantForm) -> torch.Tensor:
     if form.bits == 4:
         return digits
     low, high = digits.view(len(digits), -1, 2, form.block).unbind(dim=2)
-    return (low | (high << 4)).reshape(len(digits), -1)
+    values = (low | (high << 4)).reshape(len(digits), -1)
+    return values if form.bits == 8 else values - ABOVE_SIX_BITS
 
 
 def widen(quants: Quants, form: QuantForm) -> Quants:

@@ -1,4 +1,4 @@
-"""From weights in full precision to values in 4 or 8 bits.
+"""From weights in full precision to values in 4, 6 or 8 bits.
 
 Every group gets the scale and zero, as the pack will hold them, with which its rounded values come closest (least squares):
 those that span its range (nested ones, its range and 0), or those that regression finds for the values that come of it.
@@ -11,30 +11,11 @@ from typing import Final
 import torch
 
 from layermesh.shared.quant.forms import QuantForm
-from layermesh.shared.quant.native.kernel import native_kernel
 from layermesh.shared.quant.quants import Quants
 from layermesh.shared.quant.scales import nest, row_scale, widen_for_zero
-from layermesh.shared.quant.sizes import GROUP_SIZES
 
-_SPANS: Final = {4: (1.0,), 8: (1.0, 1.004)}  # of the range; bfloat16 may round the scale down, and cut off 8-bit values
-
-
-def nests_scales() -> bool:
-    """Whether this machine nests the scales of 4 bits: where our kernel reads them. For torch's they must be unpacked."""
-    return native_kernel() is not None
-
-
-def rounded_form(bits: int, group: int) -> QuantForm:
-    """Return the form in which this machine packs weights to `bits`."""
-    return QuantForm(bits, group, nested=bits == 4 and nests_scales())
-
-
-def choose_form(bits: int, wanted_group: int, columns: int) -> QuantForm | None:
-    """Return the form with the largest group of at most `wanted_group` that divides `columns`; None where none does."""
-    for group in sorted(GROUP_SIZES, reverse=True):
-        if group <= wanted_group and columns % group == 0:
-            return rounded_form(bits, group)
-    return None
+# Of the range: bfloat16 may round the scale down, and cut off 8-bit values.
+_SPANS: Final = {4: (1.0,), 6: (1.0,), 8: (1.0, 1.004)}
 
 
 def round_weights(weights: torch.Tensor, form: QuantForm) -> Quants:
@@ -51,7 +32,7 @@ def round_weights(weights: torch.Tensor, form: QuantForm) -> Quants:
         margin = (high - low) * (1 - span) / 2
         best = _better(best, _Trial(groups, form, of_row, *_range_to_scale(low + margin, high - margin, form)))
     assert best is not None
-    if form.bits == 4:
+    if form.bits < 8:
         best = _better(best, _Trial(groups, form, of_row, *best.refit(groups)))
     return Quants(form, best.values.view(weights.shape), best.scale, best.zero, of_row)
 

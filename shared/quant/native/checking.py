@@ -8,7 +8,7 @@ from layermesh.shared.quant.forms import QuantForm
 from layermesh.shared.quant.quants import quants_of
 from layermesh.shared.quant.tiles import packing_tile
 
-_FORMS: Final = (QuantForm(4, 32, nested=True), QuantForm(4, 32), QuantForm(8, 32), QuantForm(8, 16))
+_FORMS: Final = (QuantForm(4, 32, nested=True), QuantForm(4, 32), QuantForm(6, 32), QuantForm(8, 32), QuantForm(8, 16))
 _TOLERANCES: Final = {False: 2e-4, True: 2e-2}  # 16 bits for each input; 8 bits for inputs and weights where there are many
 _PLAIN_TOLERANCES: Final = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
 _ROWS, _COLUMNS, _NUM_INPUTS = 256, 256, 5

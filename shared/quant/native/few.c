@@ -72,7 +72,7 @@ INLINE void sum_group(
     Digits *at, const Row *inputs, int g, int k, int group, int first, int half, int bits, int units, int num,
     Ints exact[ROWS][AT_ONCE][EACH]
 ) {
-    const int block = group < 32 ? group : 32, offset = bits == 8 ? 136 : 8;
+    const int block = group < 32 ? group : 32, offset = bits == 8 ? 136 : bits == 6 ? 40 : 8;
 #ifdef IN_PAIRS
     Ints sums[ROWS][AT_ONCE * EACH];
     UNROLLED for (int r = 0; r < num; r++)
@@ -88,35 +88,40 @@ INLINE void sum_group(
             }
 #endif
     for (int end = k + group; k < end; k += block)
-        UNROLLED for (int plane = 0; plane < bits / 4; plane++)
-            for (int column = k; column < k + block; column += 4) {
+        UNROLLED for (int plane = 0; plane <= (bits > 4); plane++) {
+            const int halved = plane && bits == 6; /* digits of two columns each, 4 apart */
+            for (int column = k; column < k + block; column += halved ? 8 : 4) {
                 fetch_far(at->far, 4 * half);
                 fetch_near(at->near, 4 * half);
+                UNROLLED for (int later = 0; later <= halved; later++) {
+                    const int part = halved ? LOWER_TWO + later : plane ? RAISED : AS_IT_IS, input = column + 4 * later;
 #ifdef IN_PAIRS
-                UNROLLED for (int two = 0; two < 4; two += 2) {
-                    Ints pairs[AT_ONCE];
-                    pair_columns(at->tile + two * half, half, first, units, pairs);
-                    UNROLLED for (int i = 0; i < units * EACH; i++) {
-                        Ints digits = digits_of(pairs[i / 4], i % 4, bits, plane);
-                        UNROLLED for (int r = 0; r < num; r++)
-                            sums[r][i] = dot2(sums[r][i], digits, same_two(inputs[r].whole + column + two));
-                    }
-                }
-#else
-                UNROLLED for (int u = 0; u < units; u++) {
-                    Bytes digits[EACH]; /* first those of the upper rows */
-                    unpack(at->tile, half, (first + u) * UNIT, plane, digits);
-                    UNROLLED for (int r = 0; r < num; r++)
-                        UNROLLED for (int v = 0; v < EACH; v++) {
-                            high[r][u][v] = dot4(high[r][u][v], digits[v], same_four(inputs[r].high + column));
-                            low[r][u][v] = dot4(low[r][u][v], digits[v], same_four(inputs[r].low + column));
+                    UNROLLED for (int two = 0; two < 4; two += 2) {
+                        Ints pairs[AT_ONCE];
+                        pair_columns(at->tile + two * half, half, first, units, pairs);
+                        UNROLLED for (int i = 0; i < units * EACH; i++) {
+                            Ints digits = digits_of(pairs[i / 4], i % 4, bits, part);
+                            UNROLLED for (int r = 0; r < num; r++)
+                                sums[r][i] = dot2(sums[r][i], digits, same_two(inputs[r].whole + input + two));
                         }
-                }
+                    }
+#else
+                    UNROLLED for (int u = 0; u < units; u++) {
+                        Bytes digits[EACH]; /* first those of the upper rows */
+                        unpack(at->tile, half, (first + u) * UNIT, part, digits);
+                        UNROLLED for (int r = 0; r < num; r++)
+                            UNROLLED for (int v = 0; v < EACH; v++) {
+                                high[r][u][v] = dot4(high[r][u][v], digits[v], same_four(inputs[r].high + input));
+                                low[r][u][v] = dot4(low[r][u][v], digits[v], same_four(inputs[r].low + input));
+                            }
+                    }
 #endif
+                }
                 at->tile += 4 * half;
                 at->near += 4 * half;
                 at->far += 4 * half;
             }
+        }
     UNROLLED for (int r = 0; r < num; r++) {
 #ifdef IN_PAIRS
         order_sums(sums[r], units, bits, exact[r][0]);
@@ -134,8 +139,8 @@ INLINE void multiply_units(
     int units, int num
 ) {
     const int group = (int)matrix->group;
-    const float weight_of_zero = bits == 8 ? 17.0f : nested ? 0.0625f : 1.0f;
-    const int64_t num_bytes = matrix->columns * half * (bits / 4), groups = matrix->columns / group;
+    const float weight_of_zero = bits > 4 ? 17.0f : nested ? 0.0625f : 1.0f;
+    const int64_t num_bytes = matrix->columns * half * bits / 4, groups = matrix->columns / group;
     const Places places = places_of(matrix, 2 * half, nested);
     Digits digits = {at.digits, NULL, NULL};
     Floats made[ROWS][AT_ONCE][EACH];
@@ -196,13 +201,14 @@ static void multiply_tile(const Matrix *matrix, Tile at, Tile next, const Row *i
         else multiply_whole(matrix, at, next, inputs, results, HALF, BITS, NESTED, HALF == 32 ? AT_ONCE : 1, 1); \
         return; \
     }
-    CASE(32, 4, 1) CASE(32, 4, 0) CASE(32, 8, 0) CASE(16, 4, 1) CASE(16, 4, 0) CASE(16, 8, 0)
+    CASE(32, 4, 1) CASE(32, 4, 0) CASE(32, 6, 0) CASE(32, 8, 0)
+    CASE(16, 4, 1) CASE(16, 4, 0) CASE(16, 6, 0) CASE(16, 8, 0)
 }
 
 INLINE Tile tile_of(const Factor *factor, int64_t number) {
     const Matrix *matrix = factor->matrix;
     int64_t row = number * matrix->tile;
-    const uint8_t *digits = factor->packed + row / 2 * matrix->columns * (matrix->bits / 4);
+    const uint8_t *digits = factor->packed + row * matrix->columns * matrix->bits / 8;
     return (Tile){digits, scales_of(matrix, factor->scales, number)};
 }
 

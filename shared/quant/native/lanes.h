@@ -1,6 +1,6 @@
 /* What few.c, many.c and plain.c ask of a processor: registers of LANES numbers, side by side those of as many rows of the matrix.
  *
- * Bytes holds 4 bytes for each lane, of 4 columns. VECTORS registers hold a unit of 16 rows. `larger_size` compares with the
+ * Bytes holds 4 bytes for each lane, of 4 columns; `unpack` makes them of the part of each digit that is asked for. VECTORS registers hold a unit of 16 rows. `larger_size` compares with the
  * size of its second number; `sum_lanes` adds VECTORS registers of numbers, halves to halves.
  *
  * Where there are many rows of inputs, a register of Weights holds those of TOGETHER columns for each lane, and Input is one
@@ -12,6 +12,13 @@
 #ifdef __SSE2__
 #include <immintrin.h>
 #endif
+
+/* What is made of a digit: itself; itself times 16; its lower or its upper two bits, times 16. */
+enum { AS_IT_IS, RAISED, LOWER_TWO, UPPER_TWO };
+
+/* By how many bits that is above where it lies in a digit, and where it is then. */
+INLINE int lift(int part) { return part == AS_IT_IS ? 0 : part == UPPER_TWO ? 2 : 4; }
+INLINE int kept_bits(int part) { return part == AS_IT_IS ? 0x0f : part == RAISED ? 0xf0 : 0x30; }
 
 #ifdef __AVX2__
 /* Half of what is left to the other half, until one is left. */
@@ -32,17 +39,17 @@ typedef int8_t Input;
 typedef __m512i Ints;
 typedef __m512 Floats;
 
-/* The digits of a unit, whose bytes begin `first` bytes into each of 4 columns; those of plane 1 times 16. */
-INLINE void unpack(const uint8_t *at, int half, int first, int plane, Bytes *digits) {
+/* A part of the digits of a unit, whose bytes begin `first` bytes into each of 4 columns. */
+INLINE void unpack(const uint8_t *at, int half, int first, int part, Bytes *digits) {
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const __m512i rows = _mm512_mullo_epi32(_mm512_add_epi32(lanes, _mm512_set1_epi32(first)), _mm512_set1_epi32(0x01010101));
     const __m512i from = _mm512_add_epi8(rows, _mm512_set1_epi32(half == 16 ? 0x30201000 : 0x60402000));
     __m512i pairs = _mm512_loadu_si512(at);
     if (half == 16) pairs = _mm512_permutexvar_epi8(from, pairs);
     else pairs = _mm512_permutex2var_epi8(pairs, from, _mm512_loadu_si512(at + 64));
-    const __m512i kept = _mm512_set1_epi8((char)(plane ? 0xf0 : 0x0f));
-    digits[0] = _mm512_and_si512(plane ? _mm512_slli_epi16(pairs, 4) : pairs, kept);
-    digits[1] = _mm512_and_si512(plane ? pairs : _mm512_srli_epi16(pairs, 4), kept);
+    const __m512i kept = _mm512_set1_epi8((char)kept_bits(part));
+    digits[0] = _mm512_and_si512(_mm512_slli_epi16(pairs, lift(part)), kept);
+    digits[1] = _mm512_and_si512(_mm512_srli_epi16(pairs, 4 - lift(part)), kept);
 }
 
 INLINE Bytes same_four(const int8_t *four) {
@@ -103,7 +110,7 @@ typedef __m256i Bytes;
 typedef __m256i Ints;
 typedef __m256 Floats;
 
-INLINE void unpack(const uint8_t *at, int half, int first, int plane, Bytes *digits) {
+INLINE void unpack(const uint8_t *at, int half, int first, int part, Bytes *digits) {
     __m128i column[4];
     for (int k = 0; k < 4; k++) column[k] = _mm_loadu_si128((const __m128i *)(at + k * half + first));
     __m128i front_up = _mm_unpacklo_epi8(column[0], column[1]), front_down = _mm_unpackhi_epi8(column[0], column[1]);
@@ -112,10 +119,10 @@ INLINE void unpack(const uint8_t *at, int half, int first, int plane, Bytes *dig
         _mm256_set_m128i(_mm_unpackhi_epi16(front_up, back_up), _mm_unpacklo_epi16(front_up, back_up)),
         _mm256_set_m128i(_mm_unpackhi_epi16(front_down, back_down), _mm_unpacklo_epi16(front_down, back_down)),
     };
-    const __m256i kept = _mm256_set1_epi8((char)(plane ? 0xf0 : 0x0f));
+    const __m256i kept = _mm256_set1_epi8((char)kept_bits(part));
     UNROLLED for (int v = 0; v < 2; v++) {
-        digits[v] = _mm256_and_si256(plane ? _mm256_slli_epi16(pairs[v], 4) : pairs[v], kept);
-        digits[2 + v] = _mm256_and_si256(plane ? pairs[v] : _mm256_srli_epi16(pairs[v], 4), kept);
+        digits[v] = _mm256_and_si256(_mm256_slli_epi16(pairs[v], lift(part)), kept);
+        digits[2 + v] = _mm256_and_si256(_mm256_srli_epi16(pairs[v], 4 - lift(part)), kept);
     }
 }
 
@@ -186,13 +193,13 @@ INLINE void pair_columns(const uint8_t *at, int half, int first, int units, Ints
         pairs[0] = _mm256_set_m128i(_mm_unpackhi_epi16(one, other), _mm_unpacklo_epi16(one, other));
     }
 }
-/* One digit of each pair of bytes, those of odd rows where `which` is odd, from 2 on those of lower rows.
+/* A part of one digit of each pair of bytes, those of odd rows where `which` is odd, from 2 on those of lower rows.
  *
- * Digits of the second of two planes are times 16, and so are lower rows of a single one: `order_sums` knows that. */
-INLINE Ints digits_of(Ints pairs, int which, int bits, int plane) {
-    const int lies = 8 * (which % 2) + 4 * (which / 2), wanted = bits == 8 ? 4 * plane : 4 * (which / 2);
-    Ints shifted = lies >= wanted ? _mm256_srli_epi16(pairs, lies - wanted) : _mm256_slli_epi16(pairs, wanted - lies);
-    return _mm256_and_si256(shifted, _mm256_set1_epi16((int16_t)(15 << wanted)));
+ * Where there is one plane of digits, those of lower rows are times 16: `order_sums` knows that. */
+INLINE Ints digits_of(Ints pairs, int which, int bits, int part) {
+    const int lies = 8 * (which % 2) + 4 * (which / 2), raised = bits == 4 ? 4 * (which / 2) : lift(part);
+    Ints shifted = lies >= raised ? _mm256_srli_epi16(pairs, lies - raised) : _mm256_slli_epi16(pairs, raised - lies);
+    return _mm256_and_si256(shifted, _mm256_set1_epi16((int16_t)(bits == 4 ? 15 << raised : kept_bits(part))));
 }
 /* Bring the sums of `digits_of` pairs, 4 of each, into the order of rows: EACH registers for each unit. */
 INLINE void order_sums(const Ints *sums, int units, int bits, Ints *ordered) {
@@ -246,12 +253,12 @@ typedef int8_t Input;
 typedef struct { int32_t at[LANES]; } Ints;
 typedef struct { float at[LANES]; } Floats;
 
-INLINE void unpack(const uint8_t *at, int half, int first, int plane, Bytes *digits) {
+INLINE void unpack(const uint8_t *at, int half, int first, int part, Bytes *digits) {
     for (int k = 0; k < 4; k++)
         LOOP {
             uint8_t pair = at[k * half + first + i];
-            digits[0].at[k][i] = (uint8_t)((pair & 15) << 4 * plane);
-            digits[1].at[k][i] = (uint8_t)((pair >> 4) << 4 * plane);
+            digits[0].at[k][i] = (uint8_t)((pair & 15) << lift(part) & kept_bits(part));
+            digits[1].at[k][i] = (uint8_t)((pair >> 4) << lift(part) & kept_bits(part));
         }
 }
 INLINE Bytes same_four(const int8_t *four) {

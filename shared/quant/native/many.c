@@ -79,7 +79,7 @@ INLINE void round_chunk(
         }
         for (int64_t column = k + g * each; column < k + (g + 1) * each; column += 4, weights += 4 / TOGETHER * EACH) {
             Bytes digits[EACH];
-            unpack(tile + column * half, half, unit * UNIT, 0, digits);
+            unpack(tile + column * half, half, unit * UNIT, AS_IT_IS, digits);
             UNROLLED for (int v = 0; v < EACH; v++) round_weights(digits[v], times[v], plus[v], weights + v, EACH);
         }
     }

@@ -20,6 +20,7 @@ from layermesh.shared.library.packs import is_complete
 from layermesh.shared.packing.block_file import DATA_ALIGNMENT, TENSOR_ALIGNMENT
 from layermesh.shared.packing.parameters import read_whole
 from layermesh.shared.packing.request import PackRequest
+from layermesh.shared.quant.choosing import has_own_forms
 from layermesh.shared.quant.forms import QuantForm
 from layermesh.shared.quant.linear import QuantLinear
 from layermesh.shared.quant.quants import unpack
@@ -87,8 +88,14 @@ def test_a_pack_is_a_hugging_face_folder_that_can_be_read_in_place(pack4):
 
 @pytest.mark.parametrize("tied", [False, True], ids=["own head", "tied head"])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_a_packed_model_answers_the_same_streamed_as_resident(tmp_path, bits, tied):
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_a_packed_model_answers_the_same_streamed_as_resident(tmp_path, monkeypatch, size, bits, tied):
+    if size == "large":
+        monkeypatch.setattr("layermesh.shared.packing.selection.SMALL_MODEL", 0)
     folder = packed(build_llama(tmp_path / "llama", tied=tied), tmp_path / "pack", bits)
+    forms = json.loads((folder / "config.json").read_text())["quantization_config"]["modules"]
+    has_six_bits = size == "large" and bits == 4 and has_own_forms()
+    assert forms["lm_head"] == ([6, 64, 0] if has_six_bits else [8, 32 if bits == 8 else 128, 0])
     answers = []
     with pytest.raises(BudgetError) as least, LayerMesh(str(folder), device="cpu", host_memory="1MB") as mesh:
         mesh.generate(PROMPT, max_new_tokens=12)
@@ -101,7 +108,9 @@ def test_a_packed_model_answers_the_same_streamed_as_resident(tmp_path, bits, ti
 
 @pytest.mark.parametrize(("bits", "most"), [(4, 0.2), (8, 0.02)])
 @pytest.mark.parametrize("num_tokens", [20, 100], ids=["few rows", "many rows"])
-def test_logits_are_near_those_of_the_unpacked_model(llama, tmp_path, bits, most, num_tokens):
+@pytest.mark.parametrize("small", [0, 500_000_000], ids=["large", "small"])
+def test_logits_are_near_those_of_the_unpacked_model(llama, tmp_path, monkeypatch, bits, most, num_tokens, small):
+    monkeypatch.setattr("layermesh.shared.packing.selection.SMALL_MODEL", small)
     folder = packed(llama, tmp_path / "pack", bits)
     token_ids = list(range(5, 5 + num_tokens))
     expected = plain(llama, torch.bfloat16)(token_ids).float()
@@ -272,7 +281,7 @@ def test_a_pack_for_another_processor_is_refused(pack4, tmp_path):
         {"bits": 5}, {"tile": 7}, {"modules": {"model.layers.0.mlp": [4, 32, 0]}}, {"modules": {"no.such": [4, 32, 1]}},
         {"modules": {"lm_head": [4, 7, 0]}}, {"modules": {"lm_head": [8, 32, 2]}}, {"modules": {"lm_head": [8, 32]}},
         {"head_bounds": [0, 64]}, {"head_bounds": [5, 3]}, {"embeddings": 3},
-        {"embeddings": {"model.embed_tokens.weight": ["Q4_0", [2000, 128]]}}, {"version": 1}, {"version": 3}, {"modules": None},
+        {"embeddings": {"model.embed_tokens.weight": ["Q4_0", [2000, 128]]}}, {"version": 1}, {"version": 4}, {"modules": None},
     ],
     ids=str,
 )  # fmt: skip

@@ -47,7 +47,7 @@ def test_gguf_quants_multiply_as_they_dequantise(native, encoding):
     assert relative_error(made[:, :96], exact_products(inputs, quants, quants.form.group)) < 1e-6
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [4, 6, 8])
 def test_the_largest_sums_do_not_overflow(native, bits):
     form = QuantForm(bits, 256 if bits == 4 else 128)
     quants = some_quants(form, 64, 2)

@@ -3,14 +3,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layermesh.shared.quant import rounding
+from layermesh.shared.quant import choosing
+from layermesh.shared.quant.choosing import choose_form, head_size
 from layermesh.shared.quant.forms import QuantForm, padded
 from layermesh.shared.quant.quants import Quants, quants_of, unpack
-from layermesh.shared.quant.rounding import choose_form, round_weights
+from layermesh.shared.quant.rounding import round_weights
 from layermesh.shared.quant.tiles import KERNEL_TILES, kernel_tile, pack_digits, unpack_digits
 
 FORMS = [QuantForm(4, group) for group in (32, 64, 128, 256)] + [QuantForm(8, group) for group in (16, 32, 64, 128)]
 FORMS += [QuantForm(4, group, nested=True) for group in (32, 64, 128, 256)]
+FORMS += [QuantForm(6, group) for group in (16, 32, 64, 128)]
 
 
 def some_quants(form: QuantForm, rows: int, num_groups: int, seed: int = 0) -> Quants:
@@ -62,18 +64,22 @@ def test_the_largest_group_that_divides_the_columns_is_taken(columns, wanted, gr
 
 
 @pytest.mark.parametrize("kernel", [None, object()])
-def test_scales_of_4_bits_are_nested_where_our_kernel_reads_them(monkeypatch, kernel):
-    monkeypatch.setattr(rounding, "native_kernel", lambda: kernel)
+def test_forms_of_our_own_are_chosen_where_our_kernel_reads_them(monkeypatch, kernel):
+    monkeypatch.setattr(choosing, "native_kernel", lambda: kernel)
     assert choose_form(4, 32, 64) == QuantForm(4, 32, nested=kernel is not None)
     assert choose_form(8, 32, 64) == QuantForm(8, 32)
+    assert head_size(4, 32, is_small=False) == ((8, 128) if kernel is None else (6, 64))
+    assert head_size(4, 32, is_small=True) == (8, 128)
+    assert head_size(8, 32, is_small=False) == (8, 32)
 
 
 def test_forms_that_no_kernel_takes_are_refused():
-    for bits, group in ((4, 16), (8, 256), (5, 32), (4, 48)):
+    for bits, group in ((4, 16), (8, 256), (6, 256), (5, 32), (4, 48)):
         with pytest.raises(ValueError, match=f"{bits} bits in groups of {group}"):
             QuantForm(bits, group)
-    with pytest.raises(ValueError, match="nested"):
-        QuantForm(8, 32, nested=True)
+    for bits in (6, 8):
+        with pytest.raises(ValueError, match="nested"):
+            QuantForm(bits, 32, nested=True)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
