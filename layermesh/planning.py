@@ -20,12 +20,14 @@ from layermesh.shared.interfaces import addresses_of, local_interfaces
 from layermesh.shared.library.home import home
 from layermesh.shared.machine_profile import MachineProfile
 from layermesh.shared.profile_wire import profile_from_proto
+from layermesh.shared.quant.sizes import KINDS
 from layermesh.shared.spans import LayerSpan
 from layermesh.worker.measuring import profile_machine
 from layermesh.worker.profile_cache import ProfileCache
 
 LEAST_SLOWDOWN, MOST_SLOWDOWN = 0.05, 100.0
-LEAN_LAYER_SECONDS, LAYER_SECONDS = 0.25e-3, 1.2e-3  # of Python and small kernels, where no run has shown better
+# Of Python and small kernels for each layer, where no run has shown better; for many packed ones there is one call of ours.
+PACKED_LAYER_SECONDS, LEAN_LAYER_SECONDS, LAYER_SECONDS = 0.02e-3, 0.5e-3, 1.2e-3
 
 
 class Planning:
@@ -100,8 +102,13 @@ class Planning:
     def _own_machine(self, peers: Sequence[Peer], cost: ModelCost) -> Machine:
         profile = self._own_profile(peers, cost)
         slowdown = ProfileCache().slowdown(self._local.manifest.fingerprint, cost.form, profile)
-        seconds = (LEAN_LAYER_SECONDS if self._local.fast_path else LAYER_SECONDS) if slowdown == 1.0 else 0.0
+        seconds = self._layer_seconds(cost.form) if slowdown == 1.0 else 0.0
         return Machine(WORKER_NAME, profile, seconds, slowdown, is_coordinator=True)
+
+    def _layer_seconds(self, form: str) -> float:
+        if not self._local.fast_path:
+            return LAYER_SECONDS
+        return PACKED_LAYER_SECONDS if form in KINDS else LEAN_LAYER_SECONDS
 
     def _own_profile(self, peers: Sequence[Peer], cost: ModelCost) -> MachineProfile:
         """What this machine has; next to a worker on the same machine it only has room for the head."""

@@ -6,7 +6,7 @@ from typing import Final
 
 from layermesh.shared.machine_profile import MachineProfile
 
-HANDLING_SECONDS: Final = 0.6e-3  # of a frame, beyond an echo's: the threads that it wakes find weights in the caches
+HANDLING_SECONDS: Final = 1.2e-3  # of a frame, beyond an echo's: weights have driven out of the caches what handles it
 
 
 @dataclass(frozen=True, slots=True)
