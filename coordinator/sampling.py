@@ -105,10 +105,11 @@ class Sampler:
         Raises ModelError for logits with a NaN or an infinity in them, or nothing but minus infinity.
         """
         scores = logits.detach().to("cpu", torch.float32)[None]  # [1, vocab]
-        _check_finite(scores)
+        highest, likeliest = scores.max(dim=-1)  # in one pass; of several the first
+        _check_finite(highest)
         for process in self._processors:
             scores = process(self._seen, scores)
-        token = self._choose(scores)
+        token = int(likeliest) if self._params.greedy and not self._processors else self._choose(scores)
         if not (self._seen == token).any():
             self._seen = torch.cat([self._seen, torch.tensor([[token]])], dim=1)
         return token
@@ -119,9 +120,9 @@ class Sampler:
         return int(torch.multinomial(scores.softmax(-1), 1, generator=self._generator))
 
 
-def _check_finite(scores: torch.Tensor) -> None:
-    # One pass: NaN and +inf win every maximum, and -inf wins it only when there is nothing else.
-    if not math.isfinite(float(scores.max())):
+def _check_finite(highest: torch.Tensor) -> None:
+    # NaN and +inf win every maximum, and -inf wins it only when there is nothing else.
+    if not math.isfinite(float(highest)):
         raise ModelError(
             "the model's logits are not numbers (NaN or infinite), so no token can be chosen from them: its weights "
             "are damaged, or they overflow in this type. Try --dtype float32 or --dtype bfloat16."

@@ -1,5 +1,6 @@
 """Frames as they travel: typed headers, dense tensors, parts of at most a mebibyte."""
 
+import ctypes
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -115,12 +116,31 @@ def scores_parts(scores: Scores) -> Iterator[pb.LogitsPart]:
         )
 
 
+class _Gathered:
+    """The bytes of parts, joined once all are there; those of a single part are not copied."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._num_bytes = 0
+
+    def add(self, piece: bytes) -> int:
+        """Add some, and return how many there are now."""
+        self._pieces.append(piece)
+        self._num_bytes += len(piece)
+        return self._num_bytes
+
+    def take(self) -> bytes:
+        """Return all, and hold none any more."""
+        pieces, self._pieces, self._num_bytes = self._pieces, [], 0
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
 class FrameAssembler:
     """Puts the parts of frames together that follow each other on one stream."""
 
     def __init__(self) -> None:
         self._header: pb.FrameHeader | None = None
-        self._data = bytearray()
+        self._data = _Gathered()
         self._num_bytes = 0
 
     def add(self, part: pb.FramePart) -> Envelope | None:
@@ -132,14 +152,13 @@ class FrameAssembler:
             self._header = part.header
         if self._header is None:
             raise MeshError("a frame came without its beginning.")
-        self._data += part.data
-        if len(self._data) > self._num_bytes or (part.last and len(self._data) < self._num_bytes):
-            raise MeshError(f"a frame has {len(self._data)} bytes and its header says {self._num_bytes}.")
+        held = self._data.add(part.data)
+        if held > self._num_bytes or (part.last and held < self._num_bytes):
+            raise MeshError(f"a frame has {held} bytes and its header says {self._num_bytes}.")
         if not part.last:
             return None
-        header, data = self._header, self._data
-        self._header, self._data = None, bytearray()
-        return _envelope(header, data)
+        header, self._header = self._header, None
+        return _envelope(header, self._data.take())
 
 
 class ScoresAssembler:
@@ -147,36 +166,35 @@ class ScoresAssembler:
 
     def __init__(self) -> None:
         self._first: pb.LogitsPart | None = None
-        self._data = bytearray()
+        self._data = _Gathered()
 
     def add(self, part: pb.LogitsPart) -> Scores | None:
         """Return the logits that `part` completes; raises MeshError for what cannot be any."""
         first = self._first = self._first or part
         if (first.session, first.step) != (part.session, part.step):
             raise MeshError("logits of two frames were mixed.")
-        self._data += part.data
-        num_bytes = 4 * first.num_scores
-        if len(self._data) > min(num_bytes, MAX_FRAME_BYTES) or (part.last and len(self._data) < num_bytes):
-            raise MeshError(f"logits have {len(self._data)} bytes and should have {num_bytes}.")
+        held, num_bytes = self._data.add(part.data), 4 * first.num_scores
+        if held > min(num_bytes, MAX_FRAME_BYTES) or (part.last and held < num_bytes):
+            raise MeshError(f"logits have {held} bytes and should have {num_bytes}.")
         if not part.last:
             return None
-        data, self._first, self._data = self._data, None, bytearray()
-        scores = _tensor(memoryview(data), torch.float32, (first.num_scores,))
+        self._first = None
+        scores = _tensor(self._data.take(), torch.float32, (first.num_scores,))
         logits = Logits(SessionId(first.session), first.step, scores)
         return Scores(first.route, first.epoch, logits, _times(first.timings))
 
 
-def _envelope(header: pb.FrameHeader, data: bytearray) -> Envelope:
-    view = memoryview(data)
+def _envelope(header: pb.FrameHeader, data: bytes) -> Envelope:
     tensors: list[torch.Tensor | None] = []
+    start = 0
     for spec in header.tensors:
         dtype = _BY_NUMBER.get(spec.dtype)
         if dtype is None:
             tensors.append(None)
             continue
-        num_bytes = math.prod(spec.shape) * dtype.itemsize
-        tensors.append(_tensor(view[:num_bytes], dtype, tuple(spec.shape)))
-        view = view[num_bytes:]
+        end = start + math.prod(spec.shape) * dtype.itemsize
+        tensors.append(_tensor(data[start:end], dtype, tuple(spec.shape)))
+        start = end
     hidden = LayerOutput(tuple(tensors), header.bare) if tensors else None
     try:
         frame = Frame(SessionId(header.session), header.epoch, header.step, header.position, tuple(header.token_ids), hidden)
@@ -227,15 +245,16 @@ def _spec(tensor: torch.Tensor | None) -> pb.TensorSpec:
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:
-    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes()
+    dense = tensor.cpu().contiguous()
+    return ctypes.string_at(dense.data_ptr(), dense.nbytes)  # a view as a numpy array takes torch several steps
 
 
-def _tensor(data: memoryview, dtype: torch.dtype, shape: Sequence[int]) -> torch.Tensor:
+def _tensor(data: bytes, dtype: torch.dtype, shape: Sequence[int]) -> torch.Tensor:
     """Copy `data` to where torch would have allocated it: kernels may round differently elsewhere."""
     tensor = torch.empty(tuple(shape), dtype=dtype)
-    if data:
-        tensor.reshape(-1).view(torch.uint8).numpy().data[:] = data
+    if len(data) != tensor.nbytes:
+        raise MeshError(f"a tensor of shape {list(shape)} came with {len(data)} bytes.")
+    ctypes.memmove(tensor.data_ptr(), data, tensor.nbytes)
     return tensor
 
 

@@ -5,6 +5,8 @@ are the same.
 """
 
 import itertools
+import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,10 +18,11 @@ from layermesh.shared.frames import Frame
 from layermesh.shared.model.blocks import Block
 from layermesh.shared.model.caches import PreallocatedLayer, kept_layer
 from layermesh.shared.model.definition import ModelDefinition
+from layermesh.shared.model.lean_layer import LeanLayer
 from layermesh.shared.model.packed_layer import PackedLayer
 from layermesh.shared.model.same_code import same_code
 from layermesh.shared.quant.native.kernel import NativeKernel, native_kernel
-from layermesh.shared.quant.native.structures import Addresses, Layer, addresses
+from layermesh.shared.quant.native.structures import Addresses, Layer, Room, addresses
 from layermesh.shared.spans import LayerSpan
 from layermesh.worker.binding import Binder
 from layermesh.worker.doors import Doors
@@ -44,11 +47,111 @@ class _Part:
     addresses: Addresses
 
 
-class DecodeStep:
-    """Runs single tokens through the packed layers of `span`, and through the norm and the head behind them if it `has_head`.
+@dataclass(frozen=True, slots=True)
+class _Rooms:
+    """Where the layers of a span keep what they do of one session, and where the kernel finds that for each of `parts`."""
+
+    parts: Sequence[_Part]
+    layers: Sequence[PreallocatedLayer]
+    rooms: Sequence[Room]  # to which the addresses lead
+    addresses: Sequence[Addresses]
+    num_places: int  # tokens, those included that are there
+
+
+class DecodeStep(ABC):
+    """Runs single tokens through the layers of `span`, and through the norm and the head behind them if it `has_head`.
 
     `make_decode_step` says for which models. The blocks behind `doors` are those of a stage at rest; `binder` hangs them.
     """
+
+    def __init__(self, definition: ModelDefinition, span: LayerSpan, binder: Binder, doors: Doors, *, has_head: bool) -> None:
+        self._span = span
+        self._has_head = has_head
+        self._base: Any = definition.model.base_model
+        self._layers: list[Any] = [definition.layers[index] for index in span]
+        self._dtype: torch.dtype = definition.model.dtype
+        self._binder = binder
+        self._doors = doors
+        self._tables: dict[int, list[Phases]] = {}  # of AT_ONCE positions each
+        self._known: tuple[int, Sequence[Block]] | None = None  # the changes of the binder, and the blocks, as of the last look
+        self._fits = False
+
+    def run(self, session: Session, frame: Frame, blocks: Sequence[Block], tell: Tell) -> torch.Tensor | None:
+        """Return what the stage makes of a frame with one token: hidden states `[1, 1, hidden]` or logits `[1, 1, vocab]`.
+
+        None where that has to be done by the model's own forward; then nothing has happened. All `blocks` of the stage are
+        resident, and `tell` is told of each when its turn comes. Raises MemoryError, and IndexError for an id beyond the
+        vocabulary.
+        """
+        if len(frame.token_ids) != 1 or session.position == 0:
+            return None
+        phases = self._phases(frame.position)
+        is_ready = self._is_ready(phases[0], blocks) and self._keeps(session)
+        hidden = self._enter(frame) if is_ready else None
+        if hidden is None:
+            return None
+        hidden = self._pass(session, hidden, phases, tell)
+        session.pass_by(frame.token_ids[0])
+        return self._doors.project(self._base.norm(hidden), tell) if self._has_head else hidden
+
+    @abstractmethod
+    def _prepare(self, phase: torch.Tensor, own: Sequence[Block]) -> bool:
+        """Get ready for the layers' blocks as they hang now; False where they are not as they have to be."""
+
+    @abstractmethod
+    def _keeps(self, session: Session) -> bool:
+        """Whether what the layers keep of the session has a place for another token; notes that with the session."""
+
+    @abstractmethod
+    def _pass(self, session: Session, hidden: torch.Tensor, phases: Phases, tell: Tell) -> torch.Tensor:
+        """Return the hidden states behind the layers, which keep what they do."""
+
+    def _is_ready(self, phase: torch.Tensor, blocks: Sequence[Block]) -> bool:
+        if self._known is None or self._known[0] != self._binder.num_changes or self._known[1] is not blocks:
+            self._known = self._binder.num_changes, blocks
+            own = [block for block in blocks if block.layer is not None]
+            is_whole = [block.layer for block in own] == list(self._span)
+            self._fits = is_whole and all(map(self._binder.holds, blocks)) and self._prepare(phase, own)
+        return self._fits
+
+    def _enter(self, frame: Frame) -> torch.Tensor | None:
+        """Return what comes to the first layer; None where that is something else than hidden states of the usual kind."""
+        if frame.hidden is None:
+            lookup = self._base.embed_tokens.forward
+            return lookup.rows(list(frame.token_ids))[None] if isinstance(lookup, RowLookup) else None
+        hidden = frame.hidden.tensors[0]
+        fits = frame.hidden.bare and hidden is not None and hidden.dtype is self._dtype
+        return hidden.contiguous() if hidden is not None and fits else None
+
+    def _phases(self, position: int) -> Phases:
+        """Return the cosine and the sine of a position, each `[1, 1, turned]`."""
+        if getattr(self._base.rotary_emb, "rope_type", None) not in LASTING_ROPES:
+            return self._turn([position])
+        number, place = divmod(position, AT_ONCE)
+        if number not in self._tables:
+            if len(self._tables) >= MOST_TABLES:
+                self._tables.clear()
+            cosines, sines = self._turn(range(number * AT_ONCE, (number + 1) * AT_ONCE))
+            self._tables[number] = [(cosines.narrow(1, at, 1), sines.narrow(1, at, 1)) for at in range(AT_ONCE)]
+        return self._tables[number][place]
+
+    def _turn(self, positions: Sequence[int]) -> Phases:
+        likeness = torch.empty(1, dtype=self._dtype)
+        cosines, sines = self._base.rotary_emb(likeness, position_ids=torch.tensor([positions]))
+        return cosines.contiguous(), sines.contiguous()
+
+    def _kept_layers(self, session: Session) -> list[PreallocatedLayer] | None:
+        """Return what the layers of the span keep of the session; None where some do it in another way."""
+        caches = session.caches
+        if len(caches) != 1:
+            return None if self._span else []
+        layers = [kept_layer(caches[0], index, self._dtype) for index in self._span]
+        found = [layer for layer in layers if layer is not None and layer.get_seq_length() == session.position]
+        return found if len(found) == len(layers) else None
+
+
+class PackedStep(DecodeStep):
+    """For packed layers: several of them in one call of our kernel."""
 
     def __init__(
         self,
@@ -60,124 +163,92 @@ class DecodeStep:
         *,
         has_head: bool,
     ) -> None:
-        self._span = span
-        self._has_head = has_head
-        self._base: Any = definition.model.base_model
-        self._layers: list[Any] = [definition.layers[index] for index in span]
-        self._dtype: torch.dtype = definition.model.dtype
-        self._binder = binder
-        self._doors = doors
+        super().__init__(definition, span, binder, doors, has_head=has_head)
         self._kernel = kernel
-        self._tables: dict[int, Phases] = {}  # of AT_ONCE positions each
-        self._parts: list[_Part] | None = None
-        self._made_for: tuple[int, Sequence[Block]] | None = None  # the changes of the binder and the blocks then
+        self._parts: list[_Part] = []  # of at most MOST_BYTES
 
-    def run(self, session: Session, frame: Frame, blocks: Sequence[Block], tell: Tell) -> torch.Tensor | None:
-        """Return what the stage makes of a frame with one token: hidden states `[1, 1, hidden]` or logits `[1, 1, vocab]`.
-
-        None where that has to be done by the model's own forward; then nothing has happened. All `blocks` of the stage are
-        resident, and `tell` is told of each when its turn comes. Raises MemoryError, and IndexError for an id beyond the
-        vocabulary.
-        """
-        kept = self._kept(session)
-        if kept is None or len(frame.token_ids) != 1 or session.position == 0:
-            return None
-        phases = self._phases(frame.position)
-        parts = self._find_parts(phases[0], blocks)
-        hidden = None if parts is None else self._enter(frame)
-        if parts is None or hidden is None:
-            return None
-        first = 0
-        for part in parts:
-            end = first + len(part.layers)
-            hidden = self._pass(part, hidden, phases, kept[first:end], tell)
-            first = end
-        session.pass_by(frame.token_ids[0])
-        return self._doors.project(self._base.norm(hidden), tell) if self._has_head else hidden
-
-    def _enter(self, frame: Frame) -> torch.Tensor | None:
-        """Return what comes to the first layer; None where that is something else than hidden states of the usual kind."""
-        if frame.hidden is None:
-            lookup = self._base.embed_tokens.forward
-            return lookup.rows(list(frame.token_ids))[None] if isinstance(lookup, RowLookup) else None
-        hidden = frame.hidden.tensors[0]
-        fits = frame.hidden.bare and hidden is not None and hidden.dtype is self._dtype
-        return hidden.contiguous() if hidden is not None and fits else None
-
-    def _pass(
-        self, part: _Part, hidden: torch.Tensor, phases: Phases, kept: Sequence[PreallocatedLayer], tell: Tell
-    ) -> torch.Tensor:
-        """Return the hidden states behind the layers of `part`, which keep what they do in `kept`."""
-        for block in part.blocks:
-            tell(block)
-        made, past = torch.empty_like(hidden), kept[0].get_seq_length()
-        rooms = [room for layer in kept if (room := layer.room()) is not None]
-        self._kernel.pass_token(part.addresses, addresses(rooms), hidden, phases, past, made)
-        for layer in kept:
-            layer.grow()
-        return made
-
-    def _phases(self, position: int) -> Phases:
-        """Return the cosine and the sine of a position, each `[1, 1, turned]`."""
-        if getattr(self._base.rotary_emb, "rope_type", None) not in LASTING_ROPES:
-            return self._turn([position])
-        number, place = divmod(position, AT_ONCE)
-        if number not in self._tables:
-            if len(self._tables) >= MOST_TABLES:
-                self._tables.clear()
-            self._tables[number] = self._turn(range(number * AT_ONCE, (number + 1) * AT_ONCE))
-        cosines, sines = self._tables[number]
-        return cosines.narrow(1, place, 1), sines.narrow(1, place, 1)
-
-    def _turn(self, positions: Sequence[int]) -> Phases:
-        likeness = torch.empty(1, dtype=self._dtype)
-        cosines, sines = self._base.rotary_emb(likeness, position_ids=torch.tensor([positions]))
-        return cosines.contiguous(), sines.contiguous()
-
-    def _kept(self, session: Session) -> list[PreallocatedLayer] | None:
-        """Return what the layers of the span keep of the session; None where some have no place for another token."""
-        caches = session.caches
-        if not self._span:
-            return []
-        if len(caches) != 1:
-            return None
-        layers = [kept_layer(caches[0], index, self._dtype) for index in self._span]
-        found = [layer for layer in layers if layer is not None and layer.get_seq_length() == session.position]
-        return found if len(found) == len(layers) and all(layer.room() is not None for layer in found) else None
-
-    def _find_parts(self, phase: torch.Tensor, blocks: Sequence[Block]) -> list[_Part] | None:
-        """Return the layers in parts of at most MOST_BYTES; None where they, or the head, are not as they have to be."""
-        if self._made_for is None or self._made_for[0] != self._binder.num_changes or self._made_for[1] is not blocks:
-            self._made_for = self._binder.num_changes, blocks
-            self._parts = self._make_parts(phase, blocks) if all(map(self._binder.holds, blocks)) else None
-        return self._parts
-
-    def _make_parts(self, phase: torch.Tensor, blocks: Sequence[Block]) -> list[_Part] | None:
+    def _prepare(self, phase: torch.Tensor, own: Sequence[Block]) -> bool:
         layers = [layer.whole(phase) for layer in self._layers]
-        own = [block for block in blocks if block.layer is not None]
-        if None in layers or [block.layer for block in own] != list(self._span):
-            return None
-        parts, taken = [], 0
+        self._parts, taken = [], 0
+        if None in layers:
+            return False
         ends = list(itertools.accumulate(block.loaded_bytes for block in own))
         while taken < len(own):
             before = ends[taken - 1] if taken else 0
             num = max(sum(before < end <= before + MOST_BYTES for end in ends), 1)
             some = layers[taken : taken + num]
-            parts.append(_Part(own[taken : taken + num], some, addresses(some)))
+            self._parts.append(_Part(own[taken : taken + num], some, addresses(some)))
             taken += num
-        return parts
+        return True
+
+    def _keeps(self, session: Session) -> bool:
+        if session.kept is None or session.kept.parts is not self._parts:
+            session.kept = self._find_rooms(session)
+        return session.kept is not None and session.position < session.kept.num_places
+
+    def _find_rooms(self, session: Session) -> _Rooms | None:
+        layers = self._kept_layers(session)
+        rooms = [room for layer in layers or () if (room := layer.room()) is not None]
+        if layers is None or len(rooms) < len(layers):
+            return None
+        ends = list(itertools.accumulate(len(part.layers) for part in self._parts))
+        places = [addresses(rooms[end - len(part.layers) : end]) for part, end in zip(self._parts, ends, strict=True)]
+        num_places = min((layer.num_places for layer in layers), default=sys.maxsize)
+        return _Rooms(self._parts, layers, rooms, places, num_places)
+
+    def _pass(self, session: Session, hidden: torch.Tensor, phases: Phases, tell: Tell) -> torch.Tensor:
+        rooms: _Rooms = session.kept
+        for part, places in zip(self._parts, rooms.addresses, strict=True):
+            for block in part.blocks:
+                tell(block)
+            made = torch.empty_like(hidden)
+            self._kernel.pass_token(part.addresses, places, hidden, phases, session.position, made)
+            hidden = made
+        for layer in rooms.layers:
+            layer.grow()
+        return hidden
+
+
+class LeanStep(DecodeStep):
+    """For lean layers of any kind: their own forward, one after the other."""
+
+    def __init__(self, definition: ModelDefinition, span: LayerSpan, binder: Binder, doors: Doors, *, has_head: bool) -> None:
+        super().__init__(definition, span, binder, doors, has_head=has_head)
+        self._forwards = [doors.behind(index) for index in span]
+        self._own: Sequence[Block] = ()
+
+    def run(self, session: Session, frame: Frame, blocks: Sequence[Block], tell: Tell) -> torch.Tensor | None:
+        """As every step does; caches are of this mode."""
+        with torch.inference_mode():
+            return super().run(session, frame, blocks, tell)
+
+    def _prepare(self, phase: torch.Tensor, own: Sequence[Block]) -> bool:  # noqa: ARG002 - packed layers depend on it
+        self._own = own
+        return True
+
+    def _keeps(self, session: Session) -> bool:
+        if session.kept is None:
+            session.kept = self._kept_layers(session)
+        return session.kept is not None
+
+    def _pass(self, session: Session, hidden: torch.Tensor, phases: Phases, tell: Tell) -> torch.Tensor:
+        (cache,) = session.caches if self._span else (None,)
+        for block, forward in zip(self._own, self._forwards, strict=True):
+            tell(block)
+            hidden = forward(hidden, None, phases, cache)
+        return hidden
 
 
 def make_decode_step(
     definition: ModelDefinition, span: LayerSpan, binder: Binder, doors: Doors, *, has_head: bool
 ) -> DecodeStep | None:
     """Return what runs single tokens through a stage on the CPU; None where the model's own forward has to."""
-    kernel = native_kernel()
-    if kernel is None or not all(isinstance(definition.layers[index], PackedLayer) for index in span):
+    kernel, layers = native_kernel(), [definition.layers[index] for index in span]
+    if not all(isinstance(layer, LeanLayer) for layer in layers) or not _is_known(definition):
         return None
-    if not _is_known(definition):
-        return None
-    return DecodeStep(definition, span, binder, doors, kernel, has_head=has_head)
+    if kernel is not None and all(isinstance(layer, PackedLayer) for layer in layers):
+        return PackedStep(definition, span, binder, doors, kernel, has_head=has_head)
+    return LeanStep(definition, span, binder, doors, has_head=has_head)
 
 
 def _is_known(definition: ModelDefinition) -> bool:

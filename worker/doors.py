@@ -117,6 +117,10 @@ class Doors:
             self._project = self._projection.forward
             self._projection.forward = self._pass_head
 
+    def behind(self, index: int) -> Any:
+        """Return the forward of a layer itself, which waits for nothing."""
+        return self._forwards[index]
+
     def lead_to(self, blocks: Sequence[Block]) -> None:
         """Set the blocks behind the doors: of each layer, or its core and its pieces, and of the head or its pieces."""
         self._layers = {block.layer: block for block in blocks if block.layer is not None and block.module is None}

@@ -35,9 +35,11 @@ class Session:
         self._kwargs: dict[str, Any] = {}
         self._outputs: Any = None
         self._passed_by: list[int] = []  # tokens that passed without a call
+        self.kept: Any = None  # what a DecodeStep has found of the cache, until a call of the forward may change it
 
     def inputs(self, frame: Frame) -> dict[str, Any]:
         """Return the arguments for the model's forward on the tokens of `frame`."""
+        self.kept = None
         if self._passed_by:
             self._hold_places()
         token_ids, self._passed_by = [*self._passed_by, *frame.token_ids], []

@@ -127,9 +127,9 @@ class Stage:
         on_host = self.host_layers.choose(self.residency, sum(len(frame.token_ids) for frame in frames))
         self._streamer.host_computed = on_host
         try:
+            if len(frames) == 1 and (stepped := self._step(frames[0])) is not None:
+                return [stepped]
             with torch.inference_mode():
-                if len(frames) == 1 and (stepped := self._step(frames[0])) is not None:
-                    return [stepped]
                 entries = [frame.hidden and frame.hidden.to(self.device) for frame in frames]
                 shared = self.device.type == "cpu" and len(frames) > 1
                 forwards = [

@@ -60,11 +60,16 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is 
     def room(self) -> Room | None:
         """Tell the kernel where the next token's key and value are to be written; None where there is no place for it yet."""
         keys, values = self._key_room, self._value_room
-        if keys is None or values is None or self._length >= keys.shape[-2]:
+        if keys is None or values is None or self._length >= self.num_places:
             return None
         if self._room is None or (self._room.keys, self._room.values) != (keys.data_ptr(), values.data_ptr()):
             self._room = Room(keys, values)
         return self._room
+
+    @property
+    def num_places(self) -> int:
+        """How many tokens there is room for, those included that are there."""
+        return 0 if self._key_room is None else self._key_room.shape[-2]
 
     def grow(self) -> None:
         """Count one more token, whose key and value have been written to their `room`."""

@@ -85,6 +85,21 @@ def test_one_value_among_millions_is_found_wherever_it_is():
     assert is_finite(values)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 96), (1, 700, 96)], ids=["few", "many"])
+def test_whatever_is_no_number_is_found_and_nothing_else(dtype, shape):
+    info = torch.finfo(dtype)
+    values = (torch.randn(shape) * (info.max / 8)).to(dtype)
+    values[0, 0, :4] = torch.tensor([info.max, info.min, info.tiny, -0.0], dtype=dtype)
+    assert is_finite(values)
+    assert is_finite(values.transpose(1, 2))
+    for value in (math.nan, -math.nan, math.inf, -math.inf):
+        values[0, -1, 7] = value
+        assert not is_finite(values)
+        assert not is_finite(values[..., 7])
+        assert is_finite(values[..., :7])
+
+
 def test_only_what_was_sent_is_put_down_to_the_sender():
     failure = Failure(SessionId("s"), 4, HiddenStatesError("x"))
     assert str(blamed(failure, "worker den-pc").error) == "worker den-pc sent x"
