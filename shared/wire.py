@@ -117,22 +117,25 @@ def scores_parts(scores: Scores) -> Iterator[pb.LogitsPart]:
 
 
 class _Gathered:
-    """The bytes of parts, joined once all are there; those of a single part are not copied."""
+    """The bytes of parts that follow each other; those of a single part, as most frames are, are not copied."""
 
     def __init__(self) -> None:
-        self._pieces: list[bytes] = []
-        self._num_bytes = 0
+        self._data: bytes | bytearray = b""
 
     def add(self, piece: bytes) -> int:
         """Add some, and return how many there are now."""
-        self._pieces.append(piece)
-        self._num_bytes += len(piece)
-        return self._num_bytes
+        if not self._data:
+            self._data = piece
+        elif piece:
+            if isinstance(self._data, bytes):
+                self._data = bytearray(self._data)
+            self._data += piece
+        return len(self._data)
 
     def take(self) -> bytes:
         """Return all, and hold none any more."""
-        pieces, self._pieces, self._num_bytes = self._pieces, [], 0
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        data, self._data = self._data, b""
+        return bytes(data)
 
 
 class FrameAssembler:

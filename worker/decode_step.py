@@ -73,7 +73,7 @@ class DecodeStep(ABC):
         self._binder = binder
         self._doors = doors
         self._tables: dict[int, list[Phases]] = {}  # of AT_ONCE positions each
-        self._known: tuple[int, Sequence[Block]] | None = None  # the changes of the binder, and the blocks, as of the last look
+        self._seen: tuple[int, Sequence[Block]] | None = None  # the changes of the binder, and the blocks, as of the last look
         self._fits = False
 
     def run(self, session: Session, frame: Frame, blocks: Sequence[Block], tell: Tell) -> torch.Tensor | None:
@@ -107,8 +107,8 @@ class DecodeStep(ABC):
         """Return the hidden states behind the layers, which keep what they do."""
 
     def _is_ready(self, phase: torch.Tensor, blocks: Sequence[Block]) -> bool:
-        if self._known is None or self._known[0] != self._binder.num_changes or self._known[1] is not blocks:
-            self._known = self._binder.num_changes, blocks
+        if self._seen is None or self._seen[0] != self._binder.num_changes or self._seen[1] is not blocks:
+            self._seen = self._binder.num_changes, blocks
             own = [block for block in blocks if block.layer is not None]
             is_whole = [block.layer for block in own] == list(self._span)
             self._fits = is_whole and all(map(self._binder.holds, blocks)) and self._prepare(phase, own)
