@@ -19,8 +19,9 @@ from layermesh.shared.errors import BudgetError
 from layermesh.shared.interfaces import addresses_of, local_interfaces
 from layermesh.shared.library.home import home
 from layermesh.shared.machine_profile import MachineProfile
+from layermesh.shared.model.packed_layer import PackedLayer
 from layermesh.shared.profile_wire import profile_from_proto
-from layermesh.shared.quant.sizes import KINDS
+from layermesh.shared.quant.native.kernel import DTYPES
 from layermesh.shared.spans import LayerSpan
 from layermesh.worker.measuring import profile_machine
 from layermesh.worker.profile_cache import ProfileCache
@@ -102,13 +103,15 @@ class Planning:
     def _own_machine(self, peers: Sequence[Peer], cost: ModelCost) -> Machine:
         profile = self._own_profile(peers, cost)
         slowdown = ProfileCache().slowdown(self._local.manifest.fingerprint, cost.form, profile)
-        seconds = self._layer_seconds(cost.form) if slowdown == 1.0 else 0.0
+        seconds = self._layer_seconds() if slowdown == 1.0 else 0.0
         return Machine(WORKER_NAME, profile, seconds, slowdown, is_coordinator=True)
 
-    def _layer_seconds(self, form: str) -> float:
+    def _layer_seconds(self) -> float:
         if not self._local.fast_path:
             return LAYER_SECONDS
-        return PACKED_LAYER_SECONDS if form in KINDS else LEAN_LAYER_SECONDS
+        in_one_call = self._local.device.type == "cpu" and self._local.dtype in DTYPES
+        are_packed = all(isinstance(layer, PackedLayer) for layer in self._local.definition.layers)
+        return PACKED_LAYER_SECONDS if in_one_call and are_packed else LEAN_LAYER_SECONDS
 
     def _own_profile(self, peers: Sequence[Peer], cost: ModelCost) -> MachineProfile:
         """What this machine has; next to a worker on the same machine it only has room for the head."""

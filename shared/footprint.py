@@ -154,7 +154,9 @@ def _has_experts(table: BlockTable) -> bool:
 def _unpacking_bytes(definition: ModelDefinition) -> int:
     """What products of many rows with packed weights take."""
     packed = [module for module in definition.model.modules() if isinstance(module, QuantLinear)]
-    return max((unpacking_bytes(module.out_features, module.in_features, module.tile) for module in packed), default=0)
+    return max(
+        (unpacking_bytes(module.out_features, module.in_features, module.form, module.tile) for module in packed), default=0
+    )
 
 
 def _cache_elements(config: Any) -> int:

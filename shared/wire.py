@@ -249,6 +249,8 @@ def _spec(tensor: torch.Tensor | None) -> pb.TensorSpec:
 
 def _bytes(tensor: torch.Tensor) -> bytes:
     dense = tensor.cpu().contiguous()
+    if dense.nbytes > MAX_FRAME_BYTES:  # which nobody takes, and ctypes counts no further than twice that
+        raise MeshError(f"a tensor of {dense.nbytes} bytes is larger than any that makes sense.")
     return ctypes.string_at(dense.data_ptr(), dense.nbytes)  # a view as a numpy array takes torch several steps
 
 

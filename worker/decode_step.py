@@ -30,6 +30,8 @@ from layermesh.worker.lookups import RowLookup
 from layermesh.worker.sessions import Session
 
 MOST_BYTES: Final = 256 << 20  # of layers in one call of the kernel, during which no signal is noticed
+# Past the length that they were made for, Phi-3 drops the cache and runs the whole sequence with other phases.
+RESTARTING_ROPES: Final = frozenset({"longrope"})
 LASTING_ROPES: Final = frozenset({"default", "linear", "llama3", "yarn"})  # of a position alone, whatever came before
 AT_ONCE: Final = 64  # positions whose phases are computed together
 MOST_TABLES: Final = 16
@@ -268,6 +270,7 @@ def _is_known(definition: ModelDefinition) -> bool:
         and getattr(base, "layers", None) is definition.layers
         and len(definition.layers) == base.config.num_hidden_layers
         and type(base.embed_tokens) is nn.Embedding
+        and getattr(base.rotary_emb, "rope_type", None) not in RESTARTING_ROPES
         and definition.head is not None
         and model.get_submodule(definition.head) is model.lm_head
     )

@@ -67,6 +67,12 @@ class FileReader:
         with self._lock:
             self.num_bytes += num_read
 
+    @property
+    def passes_page_cache(self) -> bool:
+        """Whether large reads of all files so far go past the page cache where what they want does not lie there."""
+        with self._lock:
+            return all(file.goes_direct for file in self._files.values())
+
     def close(self) -> None:
         """Close the files; a later read opens them again."""
         with self._lock:
@@ -101,14 +107,14 @@ class _File:
     def __init__(self, path: Path) -> None:
         self._plain = os.open(path, os.O_RDONLY)
         self._direct = _open_direct(path)
-        self._goes_direct = self._direct is not None
+        self.goes_direct = self._direct is not None
         self._status = _status(self._plain)
-        if self._goes_direct and hasattr(os, "posix_fadvise"):
+        if self.goes_direct and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._plain, 0, 0, os.POSIX_FADV_RANDOM)  # what is left for it are single rows and odd ends
 
     def read(self, offset: int, target: memoryview) -> int:
         """Fill `target` from `offset` on and return how many bytes there were."""
-        if not self._goes_direct or len(target) < DIRECT_BYTES or is_cached(self._plain, offset, len(target)):
+        if not self.goes_direct or len(target) < DIRECT_BYTES or is_cached(self._plain, offset, len(target)):
             return _read(self._plain, offset, target)
         assert self._direct is not None
         try:
@@ -116,7 +122,7 @@ class _File:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            self._goes_direct = False  # a device with larger sectors, or a file system that promised too much
+            self.goes_direct = False  # a device with larger sectors, or a file system that promised too much
             return _read(self._plain, offset, target)
 
     def has_changed(self) -> bool:

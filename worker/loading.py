@@ -44,6 +44,11 @@ class BlockLoader:
         self.ahead.close()
         self._readers.shutdown(wait=True, cancel_futures=True)
 
+    @property
+    def passes_page_cache(self) -> bool:
+        """Whether what was read of all files so far came past the page cache, but for small pieces and what lay there."""
+        return self._files.passes_page_cache
+
     def read(self, source: StoredTensor, out: torch.Tensor) -> None:
         """Decode a stored tensor into `out`, contiguous and of its shape, on the calling thread.
 

@@ -75,8 +75,10 @@ def _measure(trial: _Trial, layers: Sequence[Sequence[Block]], heads: Sequence[B
     outside = max(one - per_byte * _loaded_bytes([*first, *heads]), 0)
     computing = per_byte * _loaded_bytes(reading)
     together = _time(trial, reading, streaming=True) - outside
-    # Where reading takes longer, this is what it takes once it is regular: before, it came into memory nobody had touched.
-    load_seconds = max(together, computing) if load_seconds > computing else load_seconds + max(together - computing, 0)
+    if load_seconds > computing and trial.loader.passes_page_cache:  # it has become regular, and really reads
+        load_seconds = max(together, computing)
+    else:
+        load_seconds += max(together - max(load_seconds, computing), 0)
     return Profile(load_seconds / max(_stored_bytes(reading), 1), per_byte, outside)
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from layermesh.shared.errors import CheckpointError, UnsupportedModelError
-from layermesh.shared.quant.forms import BITS, QuantForm
+from layermesh.shared.quant.forms import QuantForm
+from layermesh.shared.quant.sizes import KINDS
 
 METHOD: Final = "layermesh"
 VERSION: Final = 3
@@ -64,7 +65,7 @@ class Packing:
             )
         try:
             return cls(
-                bits=_among(config["bits"], BITS),
+                bits=_among(config["bits"], tuple(KINDS.values())),
                 group_size=_whole(config["group_size"]),
                 tile=_among(config["tile"], TILES),
                 modules={str(name): _form(*form) for name, form in config["modules"].items()},

@@ -59,8 +59,9 @@ def select(definition: ModelDefinition, table: BlockTable, request: PackRequest)
     head = next((tensor for tensor in table.head.tensors if f"{definition.head}.weight" in tensor.names), None)
     head_form = None
     if head is not None:
-        size = head_size(request.bits, request.group_size, is_small=_is_small(definition))
-        head_form = _form(head, ParameterReader(table.head.recipes), *size)
+        reader = ParameterReader(table.head.recipes)
+        is_delicate = _is_small(definition) or reader.is_quantised(head.key)  # and not to be rounded coarsely once more
+        head_form = _form(head, reader, *head_size(request.bits, request.group_size, is_delicate=is_delicate))
     bounds = _bounds(head, head_form, table, forms) if head is not None and head_form is not None else ()
     return Selection(forms, head if bounds else None, head_form if bounds else None, bounds)
 

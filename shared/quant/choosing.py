@@ -31,8 +31,8 @@ def choose_form(bits: int, wanted_group: int, columns: int) -> QuantForm | None:
     return None
 
 
-def head_size(bits: int, group: int, *, is_small: bool) -> tuple[int, int]:
-    """Return the bits and the group of the output projection of a model, small or not, with layers in `bits` and `group`."""
+def head_size(bits: int, group: int, *, is_delicate: bool) -> tuple[int, int]:
+    """Return the bits and the group of an output projection, delicate or not, behind layers in `bits` and `group`."""
     if bits == 8:
         return bits, group
-    return _EIGHT_BITS if is_small or not has_own_forms() else _SIX_BITS
+    return _EIGHT_BITS if is_delicate or not has_own_forms() else _SIX_BITS

@@ -6,10 +6,8 @@ from typing import Final
 
 import torch
 
-from layermesh.shared.quant.sizes import KINDS
-
 ROW_MULTIPLE: Final = 64  # packed matrices have whole tiles of rows, whichever tile the processor's kernel reads
-BITS: Final = tuple(KINDS.values())
+_GROUPS: Final = {4: (32, 64, 128, 256), 6: (16, 32, 64, 128), 8: (16, 32, 64, 128)}  # by bits
 _DIGIT_BLOCK: Final = 32  # columns whose low and high digits lie side by side
 
 
@@ -28,8 +26,7 @@ class QuantForm:
     nested: bool = False
 
     def __post_init__(self) -> None:
-        allowed = (32, 64, 128, 256) if self.bits == 4 else (16, 32, 64, 128)
-        if self.bits not in (4, 6, 8) or self.group not in allowed or (self.nested and self.bits != 4):
+        if self.group not in _GROUPS.get(self.bits, ()) or (self.nested and self.bits != 4):
             raise ValueError(
                 f"there is no form of {self.bits} bits in groups of {self.group}{' with nested scales' * self.nested}"
             )

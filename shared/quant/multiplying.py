@@ -70,9 +70,9 @@ def multiply(inputs: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, f
     return made.to(inputs.dtype).view(*inputs.shape[:-1], -1)
 
 
-def unpacking_bytes(rows: int, columns: int, tile: int) -> int:
+def unpacking_bytes(rows: int, columns: int, form: QuantForm, tile: int) -> int:
     """Return the memory that products of many inputs with a matrix take beside inputs and outputs."""
-    return (2 + _product_dtype().itemsize) * min(_num_tiles(columns, tile) * tile, padded(rows)) * columns
+    return (2 + (form.bits == 6) + _product_dtype().itemsize) * min(_num_tiles(columns, tile) * tile, padded(rows)) * columns
 
 
 def _multiply_few(rows: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, form: QuantForm, tile: int) -> torch.Tensor:

@@ -1,3 +1,4 @@
+import itertools
 import math
 from contextlib import suppress
 
@@ -87,6 +88,16 @@ def test_a_large_frame_goes_in_parts_that_every_receiver_takes():
     assert len(parts) == math.ceil(hidden.nbytes / PART_BYTES)
     assert max(part.ByteSize() for part in parts) < PART_BYTES + 1000
     assert torch.equal(whole(parts).frame.hidden.tensors[0], hidden)
+
+
+def test_parts_may_be_of_any_size():
+    hidden = torch.randn(1, 5, 64)
+    (part,) = envelope_parts(Envelope("r", 0, 0, 1, Frame(SessionId("s"), 0, 0, 0, (1,), LayerOutput((hidden,), bare=True))))
+    cuts = [0, 0, *range(1, hidden.nbytes, 7), hidden.nbytes, hidden.nbytes]
+    pieces = [pb.FramePart(data=part.data[start:end]) for start, end in itertools.pairwise(cuts)]
+    pieces[0].header.CopyFrom(part.header)
+    pieces[-1].last = True
+    assert torch.equal(whole(pieces).frame.hidden.tensors[0], hidden)
 
 
 def test_bytes_on_the_wire_stay_as_they_are():

@@ -178,6 +178,15 @@ def test_phases_that_depend_on_the_length_so_far_are_asked_for_each_time(
 
 
 @in_both_forms
+def test_phases_for_which_the_model_begins_anew_are_left_to_it(pack: Pack, form: Form, ran: list[LayerSpan]) -> None:
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8, "original_max_position_embeddings": 10}
+    ropes = {"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, **factors}
+    with row(form(pack("phi3", rope_parameters=ropes, original_max_position_embeddings=10))) as alone:
+        alone.answer("a", 9)
+    assert not ran
+
+
+@in_both_forms
 def test_a_session_may_go_on_among_others_and_alone_again(pack: Pack, form: Form, ran: list[LayerSpan]) -> None:
     with row(form(pack("qwen3")), 1) as stages:
         expected = stages.answer("a", 8)

@@ -1,7 +1,8 @@
 /* What few.c, many.c and plain.c ask of a processor: registers of LANES numbers, side by side those of as many rows of the matrix.
  *
- * Bytes holds 4 bytes for each lane, of 4 columns; `unpack` makes them of the part of each digit that is asked for. VECTORS registers hold a unit of 16 rows. `larger_size` compares with the
- * size of its second number; `sum_lanes` adds VECTORS registers of numbers, halves to halves.
+ * Bytes holds 4 bytes for each lane, of 4 columns; `unpack` makes them of the part of each digit that is asked for. VECTORS
+ * registers hold a unit of 16 rows. `larger_size` compares with the size of its second number; `sum_lanes` adds VECTORS
+ * registers of numbers, halves to halves.
  *
  * Where there are many rows of inputs, a register of Weights holds those of TOGETHER columns for each lane, and Input is one
  * number that they are multiplied with. `round_weights` makes all those of 4 columns, EACH registers apart, of bytes × times +

@@ -68,9 +68,9 @@ def test_forms_of_our_own_are_chosen_where_our_kernel_reads_them(monkeypatch, ke
     monkeypatch.setattr(choosing, "native_kernel", lambda: kernel)
     assert choose_form(4, 32, 64) == QuantForm(4, 32, nested=kernel is not None)
     assert choose_form(8, 32, 64) == QuantForm(8, 32)
-    assert head_size(4, 32, is_small=False) == ((8, 128) if kernel is None else (6, 64))
-    assert head_size(4, 32, is_small=True) == (8, 128)
-    assert head_size(8, 32, is_small=False) == (8, 32)
+    assert head_size(4, 32, is_delicate=False) == ((8, 128) if kernel is None else (6, 64))
+    assert head_size(4, 32, is_delicate=True) == (8, 128)
+    assert head_size(8, 32, is_delicate=False) == (8, 32)
 
 
 def test_forms_that_no_kernel_takes_are_refused():
