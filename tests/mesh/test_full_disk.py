@@ -72,7 +72,7 @@ def receive_while_somebody_takes_the_rest(model, source, disk):
     with model.receiving("embed") as writer:
         for number, chunk in enumerate(source.read("embed")):
             if number == 1:
-                disk.resize(SIZE // 3)
+                disk.resize(2 * SIZE // 3)  # one chunk and a little more
             writer.write(chunk)
 
 

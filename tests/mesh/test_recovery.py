@@ -8,6 +8,8 @@ import pytest
 from layermesh.coordinator.pipeline import Pipeline
 from layermesh.shared import apart
 from layermesh.shared.errors import BudgetError, MeshError, WorkerLostError
+from layermesh.shared.spans import LayerSpan
+from layermesh.worker.decode_step import DecodeStep
 from layermesh.worker.stage import Stage
 from tests.mesh.meshes import PROMPT, answer_alone, ask, machines, num_sessions, open_mesh, stages
 from tests.mesh.waiting import wait_until
@@ -165,15 +167,15 @@ def test_a_stage_that_hangs_is_given_up_after_its_deadline(tiny, loopback, expec
 def test_a_worker_that_runs_out_of_memory_gets_less_and_never_the_same_again(tiny, loopback, expected, monkeypatch):
     workers = loopback.add(2)
     given = []
-    run = Stage._run
+    run = DecodeStep.run
 
-    def starving(stage, frame):
-        if frame.session != "trial" and stage.span.start == 0 and len(stage.span) == 2 and frame.step > 2:
-            given.append(stage._budget_bytes)
+    def starving(step, session, frame, *others):
+        if step._span == LayerSpan(0, 2) and frame.step > 2:
+            given.append(step)
             raise MemoryError
-        return run(stage, frame)
+        return run(step, session, frame, *others)
 
-    monkeypatch.setattr(Stage, "_run", starving)
+    monkeypatch.setattr(DecodeStep, "run", starving)
     with open_mesh(tiny("llama"), workers) as mesh:
         answer = Interrupted(mesh).finish()
         assert answer.token_ids == expected
