@@ -229,12 +229,12 @@ class LeanStep(DecodeStep):
         return True
 
     def _keeps(self, session: Session) -> bool:
-        if session.kept is None:
-            session.kept = self._kept_layers(session)
+        if session.kept is None and self._kept_layers(session) is not None:
+            session.kept = session.caches or [None]
         return session.kept is not None
 
     def _pass(self, session: Session, hidden: torch.Tensor, phases: Phases, tell: Tell) -> torch.Tensor:
-        (cache,) = session.caches if self._span else (None,)
+        cache = session.kept[0]
         for block, forward in zip(self._own, self._forwards, strict=True):
             tell(block)
             hidden = forward(hidden, None, phases, cache)

@@ -8,6 +8,7 @@ from layermesh.shared.errors import CheckpointError
 from layermesh.shared.frames import SessionId
 from layermesh.shared.spans import LayerSpan
 from layermesh.worker import profiling
+from layermesh.worker.loading import BlockLoader
 from layermesh.worker.profiling import measure_profile
 from layermesh.worker.stage import Stage
 from tests.running import PLENTY, SIZE, num_descriptors, open_model, open_stage, opened
@@ -28,6 +29,7 @@ def test_a_profile_has_rates_and_leaves_nothing_behind(tiny, model_type):
 
 def test_a_first_reading_that_was_slow_says_nothing_of_those_that_follow(tiny, monkeypatch):
     monkeypatch.setattr(profiling, "_load", lambda *_: 3600.0)
+    monkeypatch.setattr(BlockLoader, "passes_page_cache", True)  # whatever file system this is
     with opened(tiny("llama")) as stage:
         assert 0 < measure_profile(stage).load_seconds_per_byte < 1e-3
 
