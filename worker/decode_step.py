@@ -255,11 +255,11 @@ def make_decode_step(
 
 def _is_known(definition: ModelDefinition) -> bool:
     """Whether the model does around its layers what Llama, Mistral, Qwen or Phi do."""
-    from transformers.models.llama import modeling_llama as llama
-    from transformers.models.mistral import modeling_mistral as mistral
-    from transformers.models.phi3 import modeling_phi3 as phi3
-    from transformers.models.qwen2 import modeling_qwen2 as qwen2
-    from transformers.models.qwen3 import modeling_qwen3 as qwen3
+    from layermesh.shared.transformers_api import modeling_llama as llama
+    from layermesh.shared.transformers_api import modeling_mistral as mistral
+    from layermesh.shared.transformers_api import modeling_phi3 as phi3
+    from layermesh.shared.transformers_api import modeling_qwen2 as qwen2
+    from layermesh.shared.transformers_api import modeling_qwen3 as qwen3
 
     model: Any = definition.model
     base = model.base_model

@@ -77,7 +77,7 @@ class Forward(greenlet):
 
     def pause(self, block: Block) -> None:
         """From inside the forward: wait until the driver has brought `block`."""
-        if not self.at_hand(block):
+        if block is not self._held and not self.at_hand(block):
             assert self.parent is not None
             self.parent.switch(block)
 
@@ -134,11 +134,11 @@ class Doors:
     def _pass_piece(self, name: str, forward: Any, *args: Any, **kwargs: Any) -> Any:
         piece = self._pieces.get(name)
         if piece is not None:
-            _current().pause(piece)
+            current_forward().pause(piece)
         return forward(*args, **kwargs)
 
     def _pass_layer(self, index: int, *args: Any, **kwargs: Any) -> Any:
-        forward = _current()
+        forward = current_forward()
         self._check_order(forward, index)
         forward.cache = next((value for value in kwargs.values() if isinstance(value, Cache)), forward.cache)
         if index < self._span.start:
@@ -176,9 +176,9 @@ class Doors:
     def _pass_head(self, hidden: torch.Tensor) -> Any:
         # The last token cut out of a prompt keeps the prompt's strides, for which torch copies the whole matrix.
         hidden = hidden.clone(memory_format=torch.contiguous_format)
-        if any(_current().passes_over(block) for block in self._head):
+        if any(current_forward().passes_over(block) for block in self._head):
             return hidden.new_zeros(*hidden.shape[:-1], self._definition.vocab_size)
-        return self.project(hidden, lambda block: _current().pause(block))
+        return self.project(hidden, lambda block: current_forward().pause(block))
 
     def project(self, hidden: torch.Tensor, wait_for: Callable[[Block], None]) -> torch.Tensor:
         """Compute the output projection, `[..., hidden]`, contiguous, to `[..., vocab]`; `wait_for` each block before."""
@@ -212,7 +212,8 @@ class Doors:
         return logits
 
 
-def _current() -> Forward:
+def current_forward() -> Forward:
+    """Return the forward that a layer is called in."""
     forward = getcurrent()
     assert isinstance(forward, Forward), "a layer was called outside a sweep"
     return forward

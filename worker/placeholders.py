@@ -9,11 +9,11 @@ from typing import Any, Final
 
 import torch
 from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttentionCacheLayerMixin
 
 from layermesh.shared.model.caches import PreallocatedLayer
 from layermesh.shared.model.definition import ModelDefinition
 from layermesh.shared.spans import LayerSpan
+from layermesh.shared.transformers_api import CacheLayerMixin, DynamicLayer, LinearAttentionCacheLayerMixin
 
 _PLAIN: Final = (DynamicLayer, PreallocatedLayer)
 

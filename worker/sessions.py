@@ -10,9 +10,8 @@ from layermesh.shared.model.caches import preallocate
 from layermesh.shared.model.definition import ModelDefinition
 from layermesh.shared.model.lean import lean_layers
 from layermesh.shared.spans import LayerSpan
+from layermesh.shared.transformers_api import CACHE_NAMES, next_arguments, outputs_with_cache
 from layermesh.worker.placeholders import fill_placeholders
-
-CACHE_NAMES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
 
 
 class Session:
@@ -50,9 +49,7 @@ class Session:
                 self._model.prepare_inputs_for_generation(self._token_ids, is_first_iteration=True, **self._kwargs),
                 return_dict=True,
             )
-        self._kwargs = self._model._update_model_kwargs_for_generation(
-            self._outputs, self._kwargs, is_encoder_decoder=self._model.config.is_encoder_decoder, num_new_tokens=len(token_ids)
-        )
+        self._kwargs = next_arguments(self._model, self._outputs, self._kwargs, len(token_ids))
         self._outputs = None
         new = len(frame.token_ids) if self._kwargs.get("use_cache") else None
         return dict(
@@ -61,9 +58,10 @@ class Session:
         )
 
     def finish(self, frame: Frame, outputs: Any) -> None:
-        """Note that the frame has passed; `outputs` is what the forward returned, or a cache in that form."""
+        """Note that the frame has passed; `outputs` is what the forward returned, or the cache if it ended early."""
         self.position += len(frame.token_ids)
-        self._outputs = _without_logits(outputs)
+        ended = outputs is None or isinstance(outputs, Cache)
+        self._outputs = outputs_with_cache(outputs) if ended else _without_logits(outputs)
         self._hold_places()
 
     def pass_by(self, token_id: int) -> None:
@@ -74,8 +72,8 @@ class Session:
     @property
     def caches(self) -> list[Cache]:
         """What the layers keep, once the session has begun."""
-        found = [self._kwargs.get(name) or (self._outputs or {}).get(name) for name in CACHE_NAMES]
-        return [cache for cache in found if isinstance(cache, Cache)]
+        carried = dict(self._outputs.items() if self._outputs else ()) | self._kwargs
+        return [carried[name] for name in CACHE_NAMES if isinstance(carried.get(name), Cache)]
 
     @property
     def cache_bytes(self) -> int:
@@ -92,7 +90,8 @@ class Session:
         def capture(_model: Any, _input_ids: Any, **prepared: Any) -> torch.Tensor:
             names = ("logits_processor", "stopping_criteria", "generation_config", "streamer", "synced_gpus")
             self._kwargs = {name: value for name, value in prepared.items() if name not in names}
-            preallocate(self._kwargs.get("past_key_values"), lean_layers(self._definition), self._num_tokens)
+            for cache in self.caches:
+                preallocate(cache, lean_layers(self._definition), self._num_tokens)
             return self._token_ids
 
         self._model.generate(

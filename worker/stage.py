@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from layermesh.shared.errors import LayermeshError, MeshError, ModelError, ResourceError
 from layermesh.shared.footprint import Footprint, SequenceSize
@@ -18,6 +17,7 @@ from layermesh.shared.spans import LayerSpan
 from layermesh.shared.units import format_bytes
 from layermesh.worker.binding import Binder
 from layermesh.worker.buffers import Buffer, block_tensors
+from layermesh.worker.cache_check import CacheCheck
 from layermesh.worker.decode_step import DecodeStep, make_decode_step
 from layermesh.worker.doors import Doors, Forward
 from layermesh.worker.files import FileReader
@@ -70,6 +70,7 @@ class Stage:
         self._peak_bytes = 0
         self.watcher: Watcher | None = None
         self._decode_step: DecodeStep | None = None
+        self._is_checked = span.start == span.end
         self._definition = definition
         config = definition.model.config
         self._hidden_size = int(getattr(config.get_text_config(decoder=True), "hidden_size", None) or 0)  # 0: it does not say
@@ -136,7 +137,7 @@ class Stage:
                     Forward(partial(self._run, frame), entry, on_host, takes_turns=shared)
                     for frame, entry in zip(frames, entries, strict=True)
                 ]
-                sweep(forwards, self.residency.blocks, self._streamer, self._binder, self.watcher)
+                self._sweep(forwards, frames[0].hidden)
                 outcomes = [self._finish(frame, forward) for frame, forward in zip(frames, forwards, strict=True)]
         except BaseException as error:  # they are somewhere between two tokens, from where they cannot go on
             for frame in frames:
@@ -316,12 +317,25 @@ class Stage:
             return None
         return self._logits(frame, made) if self.has_head else _handed_on(frame, LayerOutput((made,), bare=True))
 
+    def _sweep(self, forwards: Sequence[Forward], hidden: LayerOutput | None) -> None:
+        """Bring every block to `forwards`; the first time also to a check that layers find what they cached."""
+        assert self.residency is not None
+        assert self._streamer is not None
+        blocks = self.residency.blocks
+        if self._is_checked:
+            sweep(forwards, blocks, self._streamer, self._binder, self.watcher)
+            return
+        check = CacheCheck(self._definition, self.span, self.device, blocks, hidden)
+        sweep([check.forward(), *forwards], blocks, self._streamer, self._binder, self.watcher)
+        check.raise_disagreement()
+        self._is_checked = True
+
     def _finish(self, frame: Frame, forward: Forward) -> Outcome:
         if forward.failure is not None:
             return self._fail(frame, forward.failure)
         session = self._sessions[frame.session]
         ended = isinstance(forward.result, LayerOutput)
-        session.finish(frame, CausalLMOutputWithPast(past_key_values=forward.cache) if ended else forward.result)
+        session.finish(frame, forward.cache if ended else forward.result)
         return _handed_on(frame, forward.result) if ended else self._logits(frame, forward.result.logits)
 
     def _logits(self, frame: Frame, logits: torch.Tensor) -> Logits:

@@ -4,7 +4,6 @@ import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -26,6 +25,7 @@ from layermesh.shared.model.recipes import Conversion, Copy, Recipe, as_recipes,
 from layermesh.shared.model.separable import separable_modules
 from layermesh.shared.model.stored_quants import quantised_recipes
 from layermesh.shared.quant.linear import packed_names
+from layermesh.shared.transformers_api import dtype_plan
 
 
 def build_block_table(
@@ -216,6 +216,6 @@ class _Sorter:
         """The dtype to compute in: the parameter's own, or float32 where the family asks for it."""
         if name in self.packed:
             return parameter.dtype
-        plan: dict[str, Any] = self.definition.model._get_dtype_plan(parameter.dtype)
+        plan = dtype_plan(self.definition.model, parameter.dtype)
         kept = [dtype for pattern, dtype in plan.items() if pattern in name]
         return kept[0] if kept and parameter.dtype.is_floating_point else parameter.dtype

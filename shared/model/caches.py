@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from layermesh.shared.quant.native.structures import Room
+from layermesh.shared.transformers_api import DynamicLayer
 
 
 class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typed
@@ -67,6 +67,11 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is 
         return self._room
 
     @property
+    def state_dtype(self) -> torch.dtype | None:
+        """The dtype of keys and values, None before the first."""
+        return None if self._key_room is None else self._key_room.dtype
+
+    @property
     def num_places(self) -> int:
         """How many tokens there is room for, those included that are there."""
         return 0 if self._key_room is None else self._key_room.shape[-2]
@@ -98,7 +103,7 @@ def kept_layer(cache: object, index: int, dtype: torch.dtype) -> PreallocatedLay
     """Return layer `index` of `cache`, for keys and values of that kind; None where it is not a preallocated one."""
     layers = getattr(cache, "layers", ())
     kept = layers[index] if index < len(layers) else None
-    return kept if type(kept) is PreallocatedLayer and kept.is_initialized and kept.dtype is dtype else None
+    return kept if type(kept) is PreallocatedLayer and kept.state_dtype is dtype else None
 
 
 def _as_room(states: torch.Tensor | None) -> tuple[torch.Tensor | None, int]:

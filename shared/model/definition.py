@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers import logging as transformers_logging
-from transformers.initialization import no_init_weights
 
 from layermesh.shared.checkpoints.packing import Packing
 from layermesh.shared.errors import CheckpointError, UnsupportedModelError
@@ -21,6 +20,15 @@ from layermesh.shared.model.foreign_code import leave_out_foreign_code
 from layermesh.shared.model.meta_device import LightMeta
 from layermesh.shared.model.schemes import QuantScheme
 from layermesh.shared.model.stored_quants import take_quantisation
+from layermesh.shared.transformers_api import (
+    initialize_buffers,
+    is_causal_lm,
+    keeps_keys_and_values,
+    keeps_last_logits,
+    no_init_weights,
+    tie_weights,
+    tied_weights,
+)
 
 SENSES = ("vision", "audio", "image", "video", "speech")  # what sub-models that text never reaches are called after
 MOST_SAID = 600  # characters of what transformers says: some of it quotes the whole configuration
@@ -67,7 +75,7 @@ class ModelDefinition:
     @property
     def keeps_last_logits(self) -> bool:
         """Whether the model can be asked for the logits of the last token alone."""
-        return bool(self.model._supports_logits_to_keep())
+        return keeps_last_logits(self.model)
 
     @property
     def cross_layers(self) -> frozenset[int]:
@@ -79,7 +87,7 @@ class ModelDefinition:
         """Whether a prompt may come in several calls: not where a layer keeps a state instead of keys and values."""
         config = self.model.config.get_text_config(decoder=True)
         kinds = set(getattr(config, "layer_types", None) or ())
-        return kinds <= ATTENTION_KINDS and not self.model._is_stateful and bool(self.model._supports_default_dynamic_cache())
+        return kinds <= ATTENTION_KINDS and keeps_keys_and_values(self.model)
 
     @property
     def context_length(self) -> int | None:
@@ -105,7 +113,7 @@ def read_config(config_dir: Path) -> Any:
         raise UnsupportedModelError(_unknown(config_dir, error)) from error
     except Exception as error:  # any code of any family, given values it may not expect
         raise CheckpointError(f"{config_dir / 'config.json'} cannot be used: {_one_line(error)}") from error
-    if type(config) not in AutoModelForCausalLM._model_mapping:
+    if not is_causal_lm(config):
         raise UnsupportedModelError(
             f"{config_dir.name} is a {config.model_type!r} model, which does not generate text. "
             "layermesh runs causal language models."
@@ -136,7 +144,7 @@ def define_model(config_dir: Path, dtype: torch.dtype) -> ModelDefinition:
         towers=towers,
         lookups=_find_lookups(model, towers),
         head=_find_head(model),
-        tied=dict(model.all_tied_weights_keys),
+        tied=tied_weights(model),
         packing=packing,
         scheme=scheme,
     )
@@ -156,12 +164,8 @@ def compute_buffers(model: Any, missing: frozenset[str]) -> None:
         owner = model.get_submodule(path)
         likeness = owner._buffers[leaf]
         owner._buffers[leaf] = torch.empty(likeness.shape, dtype=likeness.dtype, device="cpu")  # empty_like loads the compiler
-    for module in model.modules():
-        module._is_hf_initialized = False
-    for parameter in model.parameters():
-        parameter._is_hf_initialized = True  # they are to be loaded
     with _BUILDING:
-        model.initialize_weights()
+        initialize_buffers(model)
 
 
 def _build(config: Any, dtype: torch.dtype) -> Any:
@@ -170,7 +174,7 @@ def _build(config: Any, dtype: torch.dtype) -> Any:
         model = _build_on_meta(config, dtype, LightMeta())
     except Exception:
         model = _build_on_meta(config, dtype, nullcontext())
-    model.tie_weights(recompute_mapping=False)  # which transformers leaves out with the initial values
+    tie_weights(model)  # which transformers leaves out with the initial values
     return model
 
 

@@ -32,11 +32,11 @@ def lean_shape(layer: Any) -> LeanShape | None:
 
 def _is_known(layer: Any, attention: Any, mlp: Any) -> bool:
     """Whether the layer and its parts do what Llama, Mistral, Qwen or Phi do."""
-    from transformers.models.llama import modeling_llama as llama
-    from transformers.models.mistral import modeling_mistral as mistral
-    from transformers.models.phi3 import modeling_phi3 as phi3
-    from transformers.models.qwen2 import modeling_qwen2 as qwen2
-    from transformers.models.qwen3 import modeling_qwen3 as qwen3
+    from layermesh.shared.transformers_api import modeling_llama as llama
+    from layermesh.shared.transformers_api import modeling_mistral as mistral
+    from layermesh.shared.transformers_api import modeling_phi3 as phi3
+    from layermesh.shared.transformers_api import modeling_qwen2 as qwen2
+    from layermesh.shared.transformers_api import modeling_qwen3 as qwen3
 
     norms = [module for module in layer.modules() if hasattr(module, "variance_epsilon")]
     rotary = vars(sys.modules[type(attention).__module__]).get("apply_rotary_pos_emb")

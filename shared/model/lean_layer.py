@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from layermesh.shared.transformers_api import ALL_ATTENTION_FUNCTIONS, take_cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +101,16 @@ class LeanLayer(nn.Module):
         hidden_states: torch.Tensor,  # [1, tokens, hidden]
         attention_mask: torch.Tensor | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """Return the hidden states behind the layer, `[1, tokens, hidden]`."""
         assert position_embeddings is not None
         query, key, value = self._heads(self._norm(hidden_states, self.input_layernorm.weight), position_embeddings)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is None:
+            cache = take_cache(kwargs)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         hidden_states = hidden_states + self.o_proj.forward(self._attend(query, key, value, attention_mask, kwargs))
         gate, up = self.gate_up.forward(self._norm(hidden_states, self.post_attention_layernorm.weight)).chunk(2, dim=-1)
         added: torch.Tensor = self.down_proj.forward(self.activation(gate) * up)

@@ -6,7 +6,6 @@ In these each product comes with what surrounds it. The bits are the same.
 from typing import Any
 
 import torch
-from transformers.activations import SiLUActivation
 
 from layermesh.shared.model.caches import kept_layer
 from layermesh.shared.model.lean_layer import LeanLayer
@@ -14,6 +13,7 @@ from layermesh.shared.quant.around import NOTHING, Around
 from layermesh.shared.quant.linear import QuantLinear
 from layermesh.shared.quant.native.kernel import DTYPES, HEAD_STEP, WIDEST_HEAD, NativeKernel
 from layermesh.shared.quant.native.structures import MOST_FACTORS, Factor, Heads, Layer, addresses
+from layermesh.shared.transformers_api import SiLUActivation, take_cache
 
 Phases = tuple[torch.Tensor, torch.Tensor]
 
@@ -40,18 +40,20 @@ class PackedLayer(LeanLayer):
         hidden_states: torch.Tensor,  # [1, tokens, hidden]
         attention_mask: torch.Tensor | None = None,
         position_embeddings: Phases | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """Return the hidden states behind the layer, `[1, tokens, hidden]`."""
         assert position_embeddings is not None
         phases = position_embeddings[0].contiguous(), position_embeddings[1].contiguous()
+        if cache is None:
+            cache = take_cache(kwargs)
         heads = self._describe(phases[0]) if hidden_states.is_cpu and phases[0].dtype is hidden_states.dtype else None
         if heads is None:
-            return super().forward(hidden_states, attention_mask, position_embeddings, past_key_values, **kwargs)
+            return super().forward(hidden_states, attention_mask, position_embeddings, cache, **kwargs)
         hidden = hidden_states.contiguous()
         if hidden.shape[1] == 1 and attention_mask is None and (layer := self._compose_whole(heads)) is not None:
-            kept = kept_layer(past_key_values, self.layer_idx, hidden.dtype)
+            kept = kept_layer(cache, self.layer_idx, hidden.dtype)
             room = None if kept is None else kept.room()
             if kept is not None and room is not None:
                 results = torch.empty_like(hidden)
@@ -60,8 +62,8 @@ class PackedLayer(LeanLayer):
                 kept.grow()
                 return results
         query, key, value = self._project(hidden, heads, phases)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         if query.shape[2] == 1 and attention_mask is None:
             found = hidden.new_empty(1, 1, heads.queries * heads.size)
             self._kernel.attend(heads, query, key, value, found)

@@ -11,13 +11,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from layermesh.shared.checkpoints.rows import Combine, RowMove, find_row_moves
 from layermesh.shared.checkpoints.tensors import StoredTensor, as_matrix, stored_rows
 from layermesh.shared.errors import CheckpointError
 from layermesh.shared.model.meta_device import LightMeta
+from layermesh.shared.transformers_api import (
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    get_model_conversion_mapping,
+    ignored_when_missing,
+    rename_source_key,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,5 +182,4 @@ def _check_shape(source: StoredTensor, parameter: torch.Tensor) -> None:
 
 def is_ignored(name: str, model: Any) -> bool:
     """Tell whether transformers does without the parameter `name` when a checkpoint lacks it."""
-    patterns = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
-    return any(re.search(pattern, name) for pattern in patterns)
+    return any(re.search(pattern, name) for pattern in ignored_when_missing(model))
