@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt
 
-.PHONY: demo test test-mesh test-gpu chaos chaos-sample gates nightly lint protos architectures bench bench-alone bench-peers bench-mesh bench-gpu clean
+.PHONY: demo test test-mesh test-gpu chaos chaos-sample gates nightly lint protos architectures bench bench-alone bench-peers bench-mesh bench-gpu clean newest oldest
 
 demo: $(VENV)/installed  ## stream an answer of the default model through a small memory budget
 	$(BIN)/layermesh generate "Explain in three sentences why the sky is blue." --host-memory 100MB --temperature 0
@@ -23,6 +23,26 @@ chaos-sample: $(VENV)/installed-dev  ## a minute of that
 test-gpu: $(VENV)/installed-dev  ## those that need an NVIDIA card, which `make test` leaves out where there is none
 	$(BIN)/python -m pytest tests/gpu -rs
 
+# What depends on the inside of other libraries, with other versions of them, each in a new environment.
+VERSION_TESTS := tests/shared tests/coordinator tests/worker/test_cache_check.py tests/worker/test_stage.py \
+  tests/worker/test_decode_step.py tests/layermesh/test_python_api.py
+
+newest: $(VENV)/python-checked  ## the newest versions of everything but torch, with the tests of what is taken from their inside
+	$(call in-new-environment,newest,grep '^torch==' deploy/constraints.txt)
+
+oldest: $(VENV)/installed-dev  ## the oldest versions that pyproject.toml allows, with the same tests
+	$(call in-new-environment,oldest,$(BIN)/python -m tests.versions)
+
+define in-new-environment
+	rm -rf $(VENV)-$(1)
+	$(PYTHON) -m venv $(VENV)-$(1)
+	$(2) > $(VENV)-$(1)/constraints.txt
+	$(VENV)-$(1)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint $(VENV)-$(1)/constraints.txt --editable '.[dev]'
+	$(VENV)-$(1)/bin/python -m pytest --quiet $(VERSION_TESTS)
+	$(VENV)-$(1)/bin/python -m tests.architectures.table
+endef
+
 # Tests of what others may do to us, which must say the same under `python -O`. All but tests/hostile run without it as well.
 SECURITY_TESTS := tests/gates tests/hostile tests/shared/checkpoints tests/shared/test_hidden_states.py \
   tests/shared/test_manifest.py tests/shared/test_wire.py tests/worker/test_bit_flips.py tests/worker/test_limits.py \
@@ -35,7 +55,7 @@ gates: $(VENV)/installed-dev  ## what must never be in the sources, published ho
 	PYTHONOPTIMIZE=1 LAYERMESH_HOSTILE_MESSAGES=2000 \
 	  $(BIN)/python -m pytest --quiet -W ignore::pytest.PytestConfigWarning $(SECURITY_TESTS)
 
-nightly: $(VENV)/installed-dev  ## a million hostile messages; LAYERMESH_SEED chooses which
+nightly: $(VENV)/installed-dev newest oldest  ## a million hostile messages, LAYERMESH_SEED chooses which; other versions of libraries
 	LAYERMESH_HOSTILE_MESSAGES=1000000 $(BIN)/python -m pytest tests/mesh/test_hostile_messages.py -s
 
 lint: $(VENV)/installed-dev  ## formatting, style and types
@@ -70,7 +90,7 @@ bench-gpu: $(VENV)/installed-dev  ## an 8B and a 70B shape in 4 GB of an NVIDIA 
 	$(BIN)/python -m tests.benchmarks.gpu
 
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-oldest .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/python-checked:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -16,6 +16,7 @@ from layermesh.shared.addresses import format_address
 from layermesh.shared.errors import UsageError
 from layermesh.shared.library.home import home
 from layermesh.shared.machine_profile import MachineProfile
+from layermesh.shared.tested_versions import newer_than_tested
 from layermesh.shared.units import format_bytes, format_seconds, parse_bytes
 from layermesh.terminal import StatusLine, harmless, note
 from layermesh.worker.card_memory import CardMemory
@@ -69,6 +70,8 @@ def run_worker(options: OpeningOptions, worker: WorkerOptions) -> int:
             held.callback(CardMemory(device, budget.device_bytes).close)
         store = Store(folder, limit_bytes)
         if not worker.quiet:
+            for notice in newer_than_tested():
+                note(f"note: {notice}")
             note("measuring this machine …")
         cache = ProfileCache()
         profile = profile_machine(device, folder, budget.device_bytes, budget.host_bytes, cache)

@@ -31,6 +31,7 @@ from layermesh.shared.prediction import Prediction, predict
 from layermesh.shared.residency import Residency
 from layermesh.shared.spans import LayerSpan
 from layermesh.shared.stage_key import StageKey
+from layermesh.shared.tested_versions import newer_than_tested
 from layermesh.worker.card_memory import CardMemory
 from layermesh.worker.machine import pick_device, pick_dtype, return_memory_promptly
 from layermesh.worker.opening import choose_budget, define, define_as_stored, open_stage
@@ -90,7 +91,7 @@ class LocalModel:
     @property
     def notices(self) -> tuple[str, ...]:
         """What the user should know about the model and how it runs."""
-        return (*self._notices, *self.stage.notices)
+        return (*self._notices, *newer_than_tested(), *self.stage.notices)
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:

@@ -11,7 +11,7 @@ def installed(package: str) -> str:
     return f"{package} {version(package)}"
 
 
-def tested_range(package: str) -> str:
+def supported_range(package: str) -> str:
     """Return what layermesh requires of `package`, as pip takes it, such as "torch>=2.10,<2.16"."""
     return next((str(each) for each in _requirements() if each.name == package), package)
 

@@ -15,7 +15,7 @@ from layermesh.shared.frames import Frame, LayerOutput, SessionId
 from layermesh.shared.model.blocks import Block
 from layermesh.shared.model.definition import ModelDefinition
 from layermesh.shared.spans import LayerSpan
-from layermesh.shared.tested_versions import installed, tested_range
+from layermesh.shared.tested_versions import installed, supported_range
 from layermesh.worker.doors import Forward, StageEnd, current_forward
 from layermesh.worker.sessions import Session
 
@@ -70,7 +70,7 @@ class CacheCheck:
             raise UnsupportedModelError(
                 f"{type(self._definition.model).__name__} cannot be run with {installed('transformers')} and "
                 f"{installed('torch')}: its layers do not find what they cached, so answers would be wrong. Install versions "
-                f"that layermesh was tested with: pip install '{tested_range('transformers')}' '{tested_range('torch')}'."
+                f"that layermesh was tested with: pip install '{supported_range('transformers')}' '{supported_range('torch')}'."
             )
 
     def forward(self) -> Forward:

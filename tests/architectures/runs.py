@@ -61,9 +61,9 @@ def answer_greedily(pipeline: Pipeline, prompts: Sequence[Sequence[int]], num_to
     return answers
 
 
-def difference(ours: Reference, theirs: Reference) -> str:
-    """Say in what two answers differ; nothing if they are equal to the bit."""
+def difference(ours: Reference, theirs: Reference, within: float = 0.0) -> str:
+    """Say in what two answers differ; nothing if their tokens are equal and no logit differs by more than `within`."""
     if ours.token_ids != theirs.token_ids:
         return f"tokens {ours.token_ids} and not {theirs.token_ids}"
     furthest = max(float((a - b).abs().max()) for a, b in zip(ours.logits, theirs.logits, strict=True))
-    return f"logits differ by up to {furthest:.1e}" if furthest != 0 else ""
+    return f"logits differ by up to {furthest:.1e}" if furthest > within else ""
