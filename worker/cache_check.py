@@ -133,12 +133,14 @@ def _inputs(vocab_size: int, hidden: LayerOutput | None) -> Iterator[_Inputs]:
 def _verdict(outputs: Sequence[LayerOutput | None]) -> bool | None:
     """Compare a layer's outputs for tokens 0 and 1 together, 2 and 1 together, 0 alone and 1 after it.
 
-    Return whether they agree; None where this layer cannot tell, as the token before makes no difference to it.
+    Return whether they agree; None where this layer cannot tell, as the token before makes no difference to it or it does not have a row for each token.
     """
     tensors = [output.tensors[0] for output in outputs if output is not None]
     together, elsewhere, alone, after = (tensor[0].float() for tensor in tensors if tensor is not None)  # [tokens, hidden]
-    size, noise = float(together[0].norm()), float((together[0] - alone[-1]).norm())
-    effect, error = float((together[1] - elsewhere[1]).norm()), float((together[1] - after[-1]).norm())
+    if (len(together), len(elsewhere), len(alone), len(after)) != (2, 2, 1, 1):  # a family whose positions are no tokens
+        return None
+    size, noise = float(together[0].norm()), float((together[0] - alone[0]).norm())
+    effect, error = float((together[1] - elsewhere[1]).norm()), float((together[1] - after[0]).norm())
     if noise > MAX_NOISE * size:
         return False
     dtype = next(tensor.dtype for tensor in tensors if tensor is not None)

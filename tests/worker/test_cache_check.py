@@ -105,8 +105,9 @@ def outputs(*tokens: float) -> LayerOutput:
         ((1, 2), (3, 1), (2,), (2,), False),
         ((1, 2), (3, 2), (1,), (2,), None),
         ((1, 2), (3, 1.9), (1.05,), (1.9,), None),
+        ((0, 1, 2), (0, 3, 1), (0, 1), (2,), None),
     ],
-    ids=["equal", "but for rounding", "lost", "no causal mask", "no context", "no more than rounding"],
+    ids=["equal", "but for rounding", "lost", "no causal mask", "no context", "no more than rounding", "more rows than tokens"],
 )
 def test_what_agrees(together, elsewhere, alone, after, verdict):
     assert _verdict([outputs(*together), outputs(*elsewhere), outputs(*alone), outputs(*after)]) is verdict
