@@ -1,0 +1,92 @@
+"""The rule of quantised checkpoints: no number is computed with while something stored beside it is left out.
+
+It goes by what the files store, whatever their configuration says.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from layermesh.shared.checkpoints.tensors import StoredTensor
+from layermesh.shared.errors import CheckpointError, UnsupportedModelError
+from layermesh.shared.model.recipes import Conversion, NameMap, Recipe
+from layermesh.shared.model.schemes import FLOATS, FP8_VALUES
+
+# Scales of inputs, outputs and caches, all of which layermesh computes in full precision.
+_HARMLESS: Final = re.compile(
+    r"(\w+_)?(in|input|out|output|act|activation)_(global_)?(scale(_inv|_ub)?|zero_point|offset|amax)|[qkvp]_(scale|zero_point)"
+    r"|kv_scale|kv_cache_scale|qscale_act|((in|out)put|[qkv](_bmm)?|softmax)_quantizer\._amax"
+)
+_PART: Final = re.compile(r"scale|zero|amax|absmax|quant|packed|shape|g_idx|qdata|SCB|codebook|hadamard|smooth|blocks|offset")
+_PART_OF_TENSOR: Final = re.compile(r"(.+?)_(?:weight_)?(?:scale|zero|amax|absmax|packed|shape|qdata|blocks|global|offset).*")
+_PART_OF_MODULE: Final = re.compile(r"_?((weight|act|channel|pre_quant|smooth)_)?(scales?|zeros?|zero_point|smooth\w*)")
+
+
+def check_parts(tensors: Mapping[str, StoredTensor], applied: Collection[str], model: Any, towers: Sequence[str]) -> None:
+    """Raise UnsupportedModelError for a scale, zero or the like of a weight of `model` that is not among those `applied`.
+
+    Weights of `towers` are not computed with. What belongs to no weight of the model is passed over with its weight.
+    """
+    suspects = [name for name in tensors if name not in applied and _PART.search(_leaf(name)) and not _is_harmless(name)]
+    if not suspects:
+        return
+    names = NameMap(model)
+    modules = {name for name, _ in model.named_modules()} - {""}
+    for name in suspects:
+        if names.target(name) is not None:
+            continue
+        owner = next((stem for stem in _stems(name) if _is_used(names.target(stem), towers)), None)
+        module = names.find(name)[0].rpartition(".")[0]
+        if owner is None and _PART_OF_MODULE.fullmatch(_leaf(name)) and module in modules and _is_used(module, towers):
+            owner = module
+        if owner is not None:
+            raise UnsupportedModelError(
+                f"{tensors[name].path} stores {name} ({tensors[name].encoding}) for {owner}, and layermesh does not know how "
+                "to apply it under the quantization_config of this model, so the weights would be wrong. Use another version "
+                "of the model, the unquantised checkpoint, or a GGUF file."
+            )
+
+
+def check_numbers(recipes: Sequence[Recipe], unpacked: Collection[str], model: Any, towers: Sequence[str]) -> None:
+    """Raise an error for numbers in FP8, integers or words that would become weights without being `unpacked` (names).
+
+    CheckpointError for FP8, whose scales may be in a file that is missing, UnsupportedModelError for the others.
+    """
+    floating = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    for recipe in recipes:
+        targets = recipe.targets if isinstance(recipe, Conversion) else (recipe.target,)
+        if not any(name in floating and _is_used(name, towers) for name in targets):
+            continue
+        for source in recipe.sources if isinstance(recipe, Conversion) else (recipe.source,):
+            if source.encoding in FP8_VALUES and source.name not in unpacked:
+                raise CheckpointError(
+                    f"{source.path} has {source.name} in FP8 and no scale for it. Files may be missing: fetch it again."
+                )
+            if source.dtype is not None and source.encoding not in FLOATS and source.name not in unpacked:
+                raise UnsupportedModelError(
+                    f"{source.path} stores {source.name} as {source.encoding}, which layermesh does not know how to turn into "
+                    "weights. Use another version of the model, the unquantised checkpoint, or a GGUF file."
+                )
+
+
+def _stems(name: str) -> Iterator[str]:
+    """The names of weights that a tensor of this name may belong to."""
+    module, _, leaf = name.rpartition(".")
+    yield f"{module}.weight"
+    yield module
+    if matched := _PART_OF_TENSOR.fullmatch(leaf):
+        yield f"{module}.{matched[1]}"
+    yield f"{module.rpartition('.')[0]}.weight"  # of a module that only quantises, such as weight_quantizer
+
+
+def _is_harmless(name: str) -> bool:
+    module, _, leaf = name.rpartition(".")
+    return bool(_HARMLESS.fullmatch(leaf) or _HARMLESS.fullmatch(f"{_leaf(module)}.{leaf}"))
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _is_used(target: str | None, towers: Sequence[str]) -> bool:
+    return target is not None and not any(target.startswith(f"{tower}.") for tower in towers)
