@@ -22,7 +22,7 @@ from layermesh.shared.model.blocks import (
 from layermesh.shared.model.definition import ModelDefinition, compute_buffers
 from layermesh.shared.model.lean import make_lean, make_lean_as_stored
 from layermesh.shared.model.packed import packed_recipes, quantise_definition
-from layermesh.shared.model.quant_parts import check_numbers
+from layermesh.shared.model.quant_parts import ModelUse, check_numbers
 from layermesh.shared.model.recipes import Conversion, Copy, Recipe, as_recipes, is_ignored
 from layermesh.shared.model.separable import separable_modules
 from layermesh.shared.model.stored_quants import stored_recipes
@@ -57,7 +57,7 @@ def build_block_table(
 def _recipes(checkpoint: Checkpoint, definition: ModelDefinition) -> list[Recipe]:
     if definition.packing is not None:
         packed = packed_recipes(checkpoint.tensors, definition.model, definition.packing)
-        check_numbers(packed, (), definition.model, definition.towers)
+        check_numbers(packed, (), definition.model, ModelUse(definition.model, definition.towers))
         return packed
     if checkpoint.gguf_architecture is None:
         return stored_recipes(checkpoint.tensors, definition.model, definition.scheme, definition.towers)

@@ -10,8 +10,8 @@ Block = tuple[int, int]  # rows and columns under one scale
 Number = Literal["float", "int"]
 
 _READABLE: Final = (
-    "FP8 (fp8, fbgemm_fp8, modelopt), compressed-tensors (float-quantized, int-quantized, pack-quantized in 2, 4 or 8 bits, "
-    "nvfp4-pack-quantized), NVFP4 of modelopt, GPTQ in 2, 4 or 8 bits, and 4-bit AWQ (gemm)"
+    "FP8 (fp8, mxfp8, fbgemm_fp8, modelopt), compressed-tensors (float-quantized, int-quantized, pack-quantized in 2, 4 or 8 "
+    "bits, nvfp4-pack-quantized), NVFP4 of modelopt, GPTQ in 2, 4 or 8 bits, and 4-bit AWQ (gemm)"
 )
 _WORD_BITS: Final = (2, 4, 8)  # widths of which an int32 has a whole number
 _DEFAULT_GROUP: Final = 128  # group_size of GPTQ and AWQ where a configuration omits it, as in transformers
@@ -180,6 +180,7 @@ _READERS: Final[Mapping[str, Callable[[_Dialect], QuantScheme]]] = {
     "fp8": _fp8,
     "gptq": _gptq,
     "modelopt": _modelopt,
+    "mxfp8": _fp8,
 }
 
 

@@ -5,6 +5,7 @@ It goes by what the files store, whatever their configuration says.
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Final
 
 from layermesh.shared.checkpoints.tensors import StoredTensor
@@ -19,27 +20,49 @@ _HARMLESS: Final = re.compile(
 )
 _PART: Final = re.compile(r"scale|zero|amax|absmax|quant|packed|shape|g_idx|qdata|SCB|codebook|hadamard|smooth|blocks|offset")
 _PART_OF_TENSOR: Final = re.compile(r"(.+?)_(?:weight_)?(?:scale|zero|amax|absmax|packed|shape|qdata|blocks|global|offset).*")
-_PART_OF_MODULE: Final = re.compile(r"_?((weight|act|channel|pre_quant|smooth)_)?(scales?|zeros?|zero_point|smooth\w*)")
+_PART_OF_MODULE: Final = re.compile(r"(act_|channel_)?scales|smooth\w*")  # of inputs, which are divided by them
 
 
-def check_parts(tensors: Mapping[str, StoredTensor], applied: Collection[str], model: Any, towers: Sequence[str]) -> None:
-    """Raise UnsupportedModelError for a scale, zero or the like of a weight of `model` that is not among those `applied`.
+class ModelUse:
+    """Which tensors of a checkpoint `model` computes with: not those of `towers`, nor of layers that it has not."""
 
-    Weights of `towers` are not computed with. What belongs to no weight of the model is passed over with its weight.
-    """
-    suspects = [name for name in tensors if name not in applied and _PART.search(_leaf(name)) and not _is_harmless(name)]
-    if not suspects:
-        return
-    names = NameMap(model)
-    modules = {name for name, _ in model.named_modules()} - {""}
-    for name in suspects:
-        if names.target(name) is not None:
+    def __init__(self, model: Any, towers: Sequence[str] = ()) -> None:
+        self._model = model
+        self._towers = towers
+
+    @cached_property
+    def _names(self) -> NameMap:
+        return NameMap(self._model)
+
+    @cached_property
+    def _modules(self) -> frozenset[str]:
+        return frozenset(name for name, _ in self._model.named_modules() if name)
+
+    def has_parameter(self, name: str) -> bool:
+        """Whether a tensor called `name` is itself a parameter of the model."""
+        return self._names.target(name) is not None
+
+    def computes_with(self, target: str | None) -> bool:
+        """Whether a parameter or module of the model is outside its towers."""
+        return target is not None and not any(target.startswith(f"{tower}.") for tower in self._towers)
+
+    def owner(self, name: str) -> str | None:
+        """Return the weight that a part called `name` belongs to, or the module, if the model computes with it."""
+        for stem in _stems(name):
+            if self.computes_with(self._names.target(stem)):
+                return stem
+        module = self._names.find(name)[0].rpartition(".")[0]
+        is_part = _PART_OF_MODULE.fullmatch(_leaf(name)) and module in self._modules and self.computes_with(module)
+        return module if is_part else None
+
+
+def check_parts(tensors: Mapping[str, StoredTensor], applied: Collection[str], use: ModelUse) -> None:
+    """Raise UnsupportedModelError for a scale, zero or the like of a used weight that is not among those `applied`."""
+    for name in tensors:
+        last_two = ".".join(name.split(".")[-2:])
+        if name in applied or not _PART.search(last_two) or _is_harmless(name) or use.has_parameter(name):
             continue
-        owner = next((stem for stem in _stems(name) if _is_used(names.target(stem), towers)), None)
-        module = names.find(name)[0].rpartition(".")[0]
-        if owner is None and _PART_OF_MODULE.fullmatch(_leaf(name)) and module in modules and _is_used(module, towers):
-            owner = module
-        if owner is not None:
+        if (owner := use.owner(name)) is not None:
             raise UnsupportedModelError(
                 f"{tensors[name].path} stores {name} ({tensors[name].encoding}) for {owner}, and layermesh does not know how "
                 "to apply it under the quantization_config of this model, so the weights would be wrong. Use another version "
@@ -47,7 +70,7 @@ def check_parts(tensors: Mapping[str, StoredTensor], applied: Collection[str], m
             )
 
 
-def check_numbers(recipes: Sequence[Recipe], unpacked: Collection[str], model: Any, towers: Sequence[str]) -> None:
+def check_numbers(recipes: Sequence[Recipe], unpacked: Collection[str], model: Any, use: ModelUse) -> None:
     """Raise an error for numbers in FP8, integers or words that would become weights without being `unpacked` (names).
 
     CheckpointError for FP8, whose scales may be in a file that is missing, UnsupportedModelError for the others.
@@ -55,7 +78,7 @@ def check_numbers(recipes: Sequence[Recipe], unpacked: Collection[str], model: A
     floating = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
     for recipe in recipes:
         targets = recipe.targets if isinstance(recipe, Conversion) else (recipe.target,)
-        if not any(name in floating and _is_used(name, towers) for name in targets):
+        if not any(name in floating and use.computes_with(name) for name in targets):
             continue
         for source in recipe.sources if isinstance(recipe, Conversion) else (recipe.source,):
             if source.encoding in FP8_VALUES and source.name not in unpacked:
@@ -72,11 +95,11 @@ def check_numbers(recipes: Sequence[Recipe], unpacked: Collection[str], model: A
 def _stems(name: str) -> Iterator[str]:
     """The names of weights that a tensor of this name may belong to."""
     module, _, leaf = name.rpartition(".")
-    yield f"{module}.weight"
-    yield module
+    around = module.rpartition(".")[0]
+    yield from (f"{module}.weight", module)
     if matched := _PART_OF_TENSOR.fullmatch(leaf):
         yield f"{module}.{matched[1]}"
-    yield f"{module.rpartition('.')[0]}.weight"  # of a module that only quantises, such as weight_quantizer
+    yield from (f"{around}.weight", around)  # of a module that only quantises, such as weight_quantizer
 
 
 def _is_harmless(name: str) -> bool:
@@ -86,7 +109,3 @@ def _is_harmless(name: str) -> bool:
 
 def _leaf(name: str) -> str:
     return name.rpartition(".")[2]
-
-
-def _is_used(target: str | None, towers: Sequence[str]) -> bool:
-    return target is not None and not any(target.startswith(f"{tower}.") for tower in towers)

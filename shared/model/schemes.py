@@ -8,7 +8,7 @@ from typing import Final
 import torch
 
 from layermesh.shared.checkpoints.tensors import StoredTensor
-from layermesh.shared.errors import CheckpointError, UnsupportedModelError
+from layermesh.shared.errors import CheckpointError, ModelError, UnsupportedModelError
 from layermesh.shared.model.packed_words import (
     WORD_BITS,
     by_index,
@@ -41,14 +41,26 @@ class QuantisedTensor:
     unpack: Unpack
 
 
-def find_quantised(tensors: Tensors, scheme: QuantScheme) -> dict[str, QuantisedTensor]:
+def find_quantised(
+    tensors: Tensors, scheme: QuantScheme, matters: Callable[[str], bool] = lambda _name: True
+) -> dict[str, QuantisedTensor]:
     """Return the quantised weights among `tensors`, by the name that the weight would have unquantised.
 
-    Weights without the parts that they need are left out: `check_applied` names those that the model computes with. Raises
-    CheckpointError for parts that do not fit together, UnsupportedModelError for parts of an unknown kind.
+    Weights without the parts that they need are left out: `check_parts` and `check_numbers` name those that the model computes
+    with. Raises CheckpointError for parts that do not fit together and UnsupportedModelError for parts of an unknown kind,
+    unless the weight does not matter.
     """
-    found = (_find(name, tensor, tensors, scheme) for name, tensor in tensors.items())
-    return {quantised.weight.name: quantised for quantised in found if quantised is not None}
+    found: dict[str, QuantisedTensor] = {}
+    for name, tensor in tensors.items():
+        try:
+            quantised = _find(name, tensor, tensors, scheme)
+        except ModelError:
+            if matters(name):
+                raise
+        else:
+            if quantised is not None:
+                found[quantised.weight.name] = quantised
+    return found
 
 
 def _find(name: str, tensor: StoredTensor, tensors: Tensors, scheme: QuantScheme) -> QuantisedTensor | None:
@@ -157,12 +169,10 @@ def _packed_shape(words: StoredTensor, scale: StoredTensor, group: WeightGroup) 
     if WORD_BITS % group.bits or len(words.shape) != 2:
         return None
     rows, columns = words.shape[0], words.shape[1] * WORD_BITS // group.bits
-    if group.block is not None and group.block[1] > 0 and len(scale.shape) == 2 and group.is_ordered:
+    if group.block is not None and group.block[1] > 0 and len(scale.shape) == 2:
         columns = min(columns, scale.shape[1] * group.block[1])  # the last word may be filled in part
     if -(-columns * group.bits // WORD_BITS) != words.shape[1]:
         return None
-    if not group.is_ordered:
-        return (rows, columns) if len(scale.shape) == 2 and scale.shape[0] == rows else None
     return (rows, columns) if fit_grid((rows, columns), scale.shape, group.block) else None
 
 
@@ -230,7 +240,7 @@ def _find_words(path: str, tensors: Tensors, scheme: QuantScheme) -> QuantisedTe
     shape = (wide, high * each) if scheme.method == "gptq" else (wide * each, high)
     weight = replace(words, name=f"{path}.weight", shape=shape)
     num_groups = scales.shape[0] if len(scales.shape) == 2 else 0
-    fits = order[0].shape == shape[1:] if order else fit_grid(shape, scales.shape[::-1], group.block)
+    fits = fit_grid(shape, scales.shape[::-1], group.block) and all(index.shape == shape[1:] for index in order)
     if not fits or scales.shape != (num_groups, shape[0]) or zeros.shape != (num_groups, shape[0] // each):
         raise _misfit(path, words)
     if {words.encoding, zeros.encoding} != {"I32"} or scales.encoding not in FLOATS:

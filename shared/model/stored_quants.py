@@ -12,7 +12,7 @@ from layermesh.shared.checkpoints.packing import METHOD, Packing
 from layermesh.shared.checkpoints.tensors import StoredTensor
 from layermesh.shared.errors import UnsupportedModelError
 from layermesh.shared.model.quant_config import QuantScheme
-from layermesh.shared.model.quant_parts import check_numbers, check_parts
+from layermesh.shared.model.quant_parts import ModelUse, check_numbers, check_parts
 from layermesh.shared.model.recipes import Conversion, Copy, Recipe, find_recipes
 from layermesh.shared.model.schemes import QuantisedTensor, find_quantised
 
@@ -46,7 +46,7 @@ def _take_stated(config: Any, config_dir: Path) -> dict[str, dict[str, Any]]:
     parts = {"": config, "text_config.": config.get_text_config(decoder=True)}
     for place, part in parts.items():
         for key, default in _KEYS.items():
-            found = part.__dict__.pop(key, None)
+            found = vars(part).pop(key, None)
             if found is None:
                 continue
             values = found if isinstance(found, dict) else found.to_dict()
@@ -62,11 +62,12 @@ def stored_recipes(
 
     Raises what `find_recipes` raises, and an error for a part of a quantised weight that would not be applied.
     """
-    found = find_quantised(tensors, scheme or QuantScheme())
+    use = ModelUse(model, towers)
+    found = find_quantised(tensors, scheme or QuantScheme(), lambda name: use.owner(name) is not None)
     parts = {part.name for quantised in found.values() for part in quantised.parts}
-    check_parts(tensors, parts, model, towers)
+    check_parts(tensors, parts, use)
     recipes = find_recipes(tensors | {name: quantised.weight for name, quantised in found.items()}, model)
-    check_numbers(recipes, found, model, towers)
+    check_numbers(recipes, found, model, use)
     return _unpack_first(recipes, model, found) if found else recipes
 
 
