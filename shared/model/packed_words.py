@@ -47,7 +47,7 @@ def unpack_compressed(
     range around 0.
     """
     half = 1 << (bits - 1)
-    quants = _split(_words(words), bits, 1)[:, : shape[1]].float() - half
+    quants = _split(_words(words), bits, 1)[:, : shape[1]].float().sub_(half)
     zeros = None if zero is None else _split(_words(zero), bits, 0)[: shape[0]].float() - half
     return apply_scale(quants, scale, grid, zeros)
 
@@ -58,10 +58,10 @@ def by_index(
     """Return weights of such words whose columns are in the groups that `index` says; scales are `[rows, groups]`."""
     half = 1 << (bits - 1)
     groups = _groups(index, scale.shape[1])
-    quants = _split(_words(words), bits, 1)[:, : len(groups)].float() - half
+    quants = _split(_words(words), bits, 1)[:, : len(groups)].float().sub_(half)
     if zero is not None:
         quants -= (_split(_words(zero), bits, 0)[: len(quants)].float() - half)[:, groups]
-    return quants * scale[:, groups]
+    return quants.mul_(scale[:, groups])
 
 
 def unpack_fp4(parts: Sequence[torch.Tensor], grid: ScaleGrid, *, divides: bool) -> torch.Tensor:
@@ -93,7 +93,7 @@ def _words(decoded: torch.Tensor) -> torch.Tensor:
 def _split(words: torch.Tensor, bits: int, dim: int) -> torch.Tensor:
     """Return the values of the words `[m, n]`, lowest bits first, which follow each other in `dim`."""
     shifts = torch.arange(WORD_BITS // bits, dtype=torch.int32) * bits
-    values = (words.unsqueeze(dim + 1) >> (shifts[:, None] if dim == 0 else shifts)) & ((1 << bits) - 1)
+    values = (words.unsqueeze(dim + 1) >> (shifts[:, None] if dim == 0 else shifts)).bitwise_and_((1 << bits) - 1)
     return values.flatten(dim, dim + 1)
 
 

@@ -138,7 +138,7 @@ def _compressed_tensors(dialect: _Dialect) -> QuantScheme:
     for layout in (config.get("format"), *(group.get("format") for group in groups.values())):
         if layout is not None and str(layout) not in _COMPRESSED_FORMATS:
             raise dialect.refuse(f", format {ascii(layout)[:40]}")
-    found = [_compressed_group(dialect, group["weights"]) for group in groups.values() if group.get("weights")]
+    found = [_compressed_group(dialect, group["weights"]) for group in groups.values() if group.get("weights") is not None]
     return QuantScheme(dialect.method, tuple(dict.fromkeys(found)))
 
 

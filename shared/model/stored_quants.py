@@ -91,14 +91,15 @@ def _unpack_first(found_recipes: Sequence[Recipe], model: Any, found: _Found) ->
 def _unpacking(target: str, shape: tuple[int, ...], copies: Sequence[Copy], found: _Found) -> Conversion:
     """All copies into one parameter as one conversion."""
     names = [copy.source.name for copy in copies]
+    columns = shape[-1] if shape else 1
 
     def combine(decoded: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        made = torch.empty(prod(shape[:-1]), shape[-1])
+        made = torch.empty(prod(shape[:-1]), columns)
         for copy, weights in zip(copies, _unpacked(names, decoded, found), strict=True):
             num_rows = prod(copy.source.shape[:-1])
-            rows = weights.reshape(-1, shape[-1])
+            rows = weights.reshape(-1, columns)
             part = rows[copy.first : copy.first + num_rows] if len(rows) > num_rows else rows
-            begin = copy.start // shape[-1]
+            begin = copy.start // columns
             made[slice(begin, begin + num_rows) if copy.rows is None else copy.rows] = part
         return {target: made.view(shape)}
 

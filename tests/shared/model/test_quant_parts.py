@@ -30,7 +30,8 @@ def folder(tiny, tmp_path):
         "weight_scale", "weight_scale_inv", "weight_scale_2", "weight_global_scale", "weight_zero_point", "weight_g_idx",
         "weight_shape", "weight_packed", "weight_offset", "scales", "scale", "scale_inv", "qzeros", "g_idx", "SCB",
         "pre_quant_scale", "weight.absmax", "weight.quant_map", "weight.nested_absmax", "weight_scales",
-        "weight.quant_state.bitsandbytes__nf4",         "weight_quantizer._amax", "input_quantizer._pre_quant_scale", "weight_blocks", "weight:_weight_qdata", "weight._scale",
+        "weight.quant_state.bitsandbytes__nf4", "weight_quantizer._amax", "input_quantizer._pre_quant_scale", "weight_blocks",
+        "weight:_weight_qdata", "weight._scale",
     ],
 )  # fmt: skip
 def test_a_part_that_nothing_applies_is_refused_by_name(folder, config, leaf):

@@ -1,3 +1,4 @@
+import json
 from functools import partial
 
 import pytest
@@ -141,8 +142,8 @@ def test_the_fast_path_gets_the_same_weights(llama, tmp_path, form):
 @pytest.mark.parametrize("form", ["fp8 blocks", "compressed int8 rows"])
 def test_matrices_that_are_fused_or_renamed_keep_their_scales(tiny, tmp_path, model_type, form):
     quantise, config = MORE_FORMS[form]
-    quantise = partial(block_fp8, sides=(5, 7)) if form == "fp8 blocks" else quantise
-    config = FP8 | {"weight_block_size": [5, 7]} if form == "fp8 blocks" else config
+    quantise = partial(block_fp8, sides=(20, 13)) if form == "fp8 blocks" else quantise
+    config = FP8 | {"weight_block_size": [20, 13]} if form == "fp8 blocks" else config
     assert_loaded_alike(*quantised(tiny(model_type), tmp_path, quantise, config))
 
 
@@ -162,8 +163,8 @@ def test_fused_experts_are_scaled(tiny, tmp_path, quantise, config):
 
 
 def test_fused_experts_are_scaled_in_blocks(tiny, tmp_path):
-    config = FP8 | {"weight_block_size": [7, 5]}
-    assert_loaded_alike(*quantised(tiny("llama4_text"), tmp_path, partial(block_fp8, sides=(7, 5)), config))
+    config = FP8 | {"weight_block_size": [20, 13]}
+    assert_loaded_alike(*quantised(tiny("llama4_text"), tmp_path, partial(block_fp8, sides=(20, 13)), config))
 
 
 def test_scales_of_outputs_that_lie_as_rows_are_taken_as_fbgemm_writes_them(tiny, tmp_path):
@@ -198,6 +199,13 @@ def test_what_is_stored_counts_wherever_the_configuration_stands(llama, tmp_path
     packed, dense = quantised(llama, tmp_path, block_fp8, None)
     rewrite_tensors(packed, keep)
     rewrite_config(packed, changes)
+    assert_loaded_alike(packed, dense)
+
+
+def test_the_text_model_of_a_larger_one_may_have_its_own_configuration(tiny, tmp_path):
+    packed, dense = quantised(tiny("gemma3"), tmp_path, block_fp8, None)
+    text = json.loads((packed / "config.json").read_text())["text_config"]
+    rewrite_config(packed, {"text_config": text | {"quantization_config": FP8}})
     assert_loaded_alike(packed, dense)
 
 
