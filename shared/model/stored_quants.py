@@ -30,14 +30,13 @@ def take_quantisation(config: Any, config_dir: Path) -> tuple[Packing | None, Qu
     Raises UnsupportedModelError for a kind that is not read, and for two that contradict each other.
     """
     stated = _take_stated(config, config_dir)
-    if not stated:
-        return None, None
-    where, values = next(iter(stated.items()))
-    if any(other != values for other in stated.values()):
+    for values in stated.values():
+        if values.get("quant_method") == METHOD:
+            return Packing.parse(values, config_dir), None
+    schemes = {QuantScheme.parse(values, where) for where, values in stated.items()}
+    if len(schemes) > 1:
         raise UnsupportedModelError(f"{' and '.join(stated)} contradict each other. Use another version of the model.")
-    if values.get("quant_method") == METHOD:
-        return Packing.parse(values, config_dir), None
-    return None, QuantScheme.parse(values, where)
+    return None, next(iter(schemes), None)
 
 
 def _take_stated(config: Any, config_dir: Path) -> dict[str, dict[str, Any]]:
