@@ -26,6 +26,7 @@ from layermesh.shared.model.quant_parts import ModelUse, check_numbers
 from layermesh.shared.model.recipes import Conversion, Copy, Recipe, as_recipes, is_ignored
 from layermesh.shared.model.separable import separable_modules
 from layermesh.shared.model.stored_quants import stored_recipes
+from layermesh.shared.model.unused_tensors import find_unused
 from layermesh.shared.quant.linear import packed_names
 
 
@@ -45,7 +46,10 @@ def build_block_table(
     packing = definition.packing
     if packing is None:
         recipes = _recipes(checkpoint, definition)
-        return _Sorter(definition, make_lean(definition, recipes, treatment) if fast_path else recipes).table(checkpoint)
+        names = checkpoint.tensors if checkpoint.gguf_architecture is None else ()
+        unused = find_unused(names, recipes, definition.model, definition.layers_path)
+        lean = make_lean(definition, recipes, treatment) if fast_path else recipes
+        return replace(_Sorter(definition, lean).table(checkpoint), unused=unused)
     if packing.fused:
         if not fast_path:
             raise UsageError(f"{checkpoint.path} was packed for the fast path. Pack the original again with --no-fast-path.")

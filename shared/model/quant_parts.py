@@ -60,7 +60,7 @@ def check_parts(tensors: Mapping[str, StoredTensor], applied: Collection[str], u
     """Raise UnsupportedModelError for a scale, zero or the like of a used weight that is not among those `applied`."""
     for name in tensors:
         last_two = ".".join(name.split(".")[-2:])
-        if name in applied or not _PART.search(last_two) or _is_harmless(name) or use.has_parameter(name):
+        if name in applied or not _PART.search(last_two) or is_harmless(name) or use.has_parameter(name):
             continue
         if (owner := use.owner(name)) is not None:
             raise UnsupportedModelError(
@@ -102,7 +102,8 @@ def _stems(name: str) -> Iterator[str]:
     yield from (f"{around}.weight", around)  # of a module that only quantises, such as weight_quantizer
 
 
-def _is_harmless(name: str) -> bool:
+def is_harmless(name: str) -> bool:
+    """Whether a tensor of this name scales inputs, outputs or caches, which layermesh computes in full precision."""
     module, _, leaf = name.rpartition(".")
     return bool(_HARMLESS.fullmatch(leaf) or _HARMLESS.fullmatch(f"{_leaf(module)}.{leaf}"))
 
