@@ -19,6 +19,7 @@ _HARMLESS: Final = re.compile(
     r"|kv_scale|kv_cache_scale|qscale_act|((in|out)put|[qkv](_bmm)?|softmax)_quantizer\._amax"
 )
 _PART: Final = re.compile(r"scale|zero|amax|absmax|quant|packed|shape|g_idx|qdata|SCB|codebook|hadamard|smooth|blocks|offset")
+_PART_OWNER: Final = re.compile(r"quantizer|quant_state")
 _PART_OF_TENSOR: Final = re.compile(r"(.+?)_(?:weight_)?(?:scale|zero|amax|absmax|packed|shape|qdata|blocks|global|offset).*")
 _PART_OF_MODULE: Final = re.compile(r"(act_|channel_)?scales|smooth\w*")  # of inputs, which are divided by them
 
@@ -59,8 +60,7 @@ class ModelUse:
 def check_parts(tensors: Mapping[str, StoredTensor], applied: Collection[str], use: ModelUse) -> None:
     """Raise UnsupportedModelError for a scale, zero or the like of a used weight that is not among those `applied`."""
     for name in tensors:
-        last_two = ".".join(name.split(".")[-2:])
-        if name in applied or not _PART.search(last_two) or is_harmless(name) or use.has_parameter(name):
+        if name in applied or not _is_part(name) or is_harmless(name) or use.has_parameter(name):
             continue
         if (owner := use.owner(name)) is not None:
             raise UnsupportedModelError(
@@ -100,6 +100,11 @@ def _stems(name: str) -> Iterator[str]:
     if matched := _PART_OF_TENSOR.fullmatch(leaf):
         yield f"{module}.{matched[1]}"
     yield from (f"{around}.weight", around)  # of a module that only quantises, such as weight_quantizer
+
+
+def _is_part(name: str) -> bool:
+    module, _, leaf = name.rpartition(".")
+    return bool(_PART.search(leaf) or _PART_OWNER.search(_leaf(module)))
 
 
 def is_harmless(name: str) -> bool:

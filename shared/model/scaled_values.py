@@ -71,7 +71,7 @@ def _fit_blocks(weights: Shape, scale: Shape, block: Block) -> ScaleGrid | None:
     if len(weights) < 2:
         return None
     *experts, rows, columns = weights
-    high, wide = block[0], columns if block[1] == -1 else block[1]
+    high, wide = block[0], max(columns, 1) if block[1] == -1 else block[1]
     shape = (*experts, -(-rows // high), -(-columns // wide))
     reach = (*(1 for _ in experts), high if shape[-2] > 1 else rows, wide if shape[-1] > 1 else columns)
     return ScaleGrid(shape, reach) if scale == shape else None
@@ -87,4 +87,4 @@ def _fit_experts(weights: Shape, scale: Shape, *, by_output: bool) -> ScaleGrid 
 
 
 def _grid(weights: Shape, shape: Sequence[int]) -> ScaleGrid:
-    return ScaleGrid(tuple(shape), tuple(-(-size // count) for size, count in zip(weights, shape, strict=True)))
+    return ScaleGrid(tuple(shape), tuple(-(-size // max(count, 1)) for size, count in zip(weights, shape, strict=True)))

@@ -59,8 +59,15 @@ def find_quantised(
                 raise
         else:
             if quantised is not None:
+                _check_single(quantised, name, tensors)
                 found[quantised.weight.name] = quantised
     return found
+
+
+def _check_single(quantised: QuantisedTensor, name: str, tensors: Tensors) -> None:
+    weight = quantised.weight.name
+    if weight != name and weight in tensors:
+        raise CheckpointError(f"{tensors[name].path} has {weight} twice: as it is, and quantised as {name}. Fetch it again.")
 
 
 def _find(name: str, tensor: StoredTensor, tensors: Tensors, scheme: QuantScheme) -> QuantisedTensor | None:
@@ -87,7 +94,7 @@ def _find_fp8(values: StoredTensor, tensors: Tensors, scheme: QuantScheme) -> Qu
             f"{values.path} has two scales for {values.name}: {scales[0].name} and {scales[1].name}, and nothing says which "
             "counts. Use another version of the model."
         )
-    scale = _as_scale(scales[0])
+    scale = _as_scale(scales[0], _POWERS)
     blocks = [group.block for group in scheme.groups_of("float") if group.bits == 8]
     grid = _grid(values, scale, blocks or [None], by_output=scheme.method == "fbgemm_fp8")
     return QuantisedTensor(values, (values, scale), lambda parts: apply_scale(parts[0], parts[1], grid))
@@ -104,11 +111,11 @@ def _scale_names(name: str, scheme: QuantScheme) -> Iterator[str]:
         yield from (f"{stem}{leaf}" for leaf in _ONLY_FP8)
 
 
-def _as_scale(stored: StoredTensor) -> StoredTensor:
-    """Return a scale as what it is to be decoded; raises UnsupportedModelError for bytes that could mean anything."""
+def _as_scale(stored: StoredTensor, powers: Sequence[str] = ()) -> StoredTensor:
+    """Return a scale as it is to be decoded; raises UnsupportedModelError where it is neither a float nor one of `powers`."""
     if stored.encoding in FLOATS:
         return stored
-    if stored.encoding in _POWERS:
+    if stored.encoding in powers:
         return replace(stored, encoding="F8_E8M0")
     raise UnsupportedModelError(f"{stored.path} stores the scale {stored.name} as {stored.encoding}. Use another version.")
 
@@ -134,7 +141,8 @@ def _find_int8(path: str, values: StoredTensor, tensors: Tensors, scheme: QuantS
     scale = tensors.get(f"{path}.weight_scale")
     if scale is None or not groups:
         return None
-    grid = _grid(values, _as_scale(scale), [group.block for group in groups])
+    scale = _as_scale(scale)
+    grid = _grid(values, scale, [group.block for group in groups])
     zero = _zero(path, tensors, groups)
     if zero is not None and zero.shape != scale.shape:
         raise _misfit(path, values)
@@ -157,7 +165,8 @@ def _find_packed(path: str, words: StoredTensor, tensors: Tensors, scheme: Quant
     scale = tensors.get(f"{path}.weight_scale")
     if scale is None or not groups:
         return None
-    fitting = [(group, shape) for group in groups if (shape := _packed_shape(words, _as_scale(scale), group)) is not None]
+    scale = _as_scale(scale)
+    fitting = [(group, shape) for group in groups if (shape := _packed_shape(words, scale, group)) is not None]
     if len(fitting) != 1 or words.encoding != "I32":
         raise _misfit(path, words)
     group, shape = fitting[0]
@@ -181,9 +190,11 @@ def _packed(
 ) -> QuantisedTensor:
     zero = _zero(path, tensors, [group])
     rows, columns = weight.shape
-    if zero is not None and zero.shape != (-(-rows * group.bits // WORD_BITS), scale.shape[-1]):
-        raise _misfit(path, words)
     index = tensors.get(f"{path}.weight_g_idx")
+    if (zero is not None or index is not None) and (len(scale.shape) != 2 or scale.shape[0] != rows):
+        raise _misfit(path, words)
+    if zero is not None and (zero.encoding, zero.shape) != ("I32", (-(-rows * group.bits // WORD_BITS), scale.shape[-1])):
+        raise _misfit(path, words)
     if (index is None and not group.is_ordered) or (index is not None and index.shape != (columns,)):
         raise CheckpointError(
             f"{words.path} has no weight_g_idx that fits {path}, whose columns are in any order. Fetch it again."

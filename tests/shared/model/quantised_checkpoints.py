@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -213,3 +214,62 @@ def _words(values: torch.Tensor) -> torch.Tensor:
     shifted = values.to(torch.int64) << (torch.arange(each) * (32 // each))
     word = shifted.sum(-1)
     return torch.where(word >= 2**31, word - 2**32, word).to(torch.int32)
+
+
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+FP8_BLOCKS = {"quant_method": "fp8", "weight_block_size": [48, 48]}
+PER_ROW = compressed(type="float", num_bits=8, strategy="channel")
+FORMS = {
+    "fp8 blocks": (block_fp8, FP8_BLOCKS),
+    "fp8 whole": (tensor_fp8, {"quant_method": "fp8", "weight_block_size": None}),
+    "fp8 rows": (row_fp8, {"quant_method": "compressed-tensors", "format": "float-quantized"}),
+    "gptq": (gptq, GPTQ | {"desc_act": False}),
+    "gptq act order": (partial(gptq, act_order=True), GPTQ | {"desc_act": True}),
+    "gptq v2": (partial(gptq, zero_shift=0), GPTQ | {"checkpoint_format": "gptq_v2"}),
+    "awq": (awq, {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}),
+}
+E8M0 = torch.float8_e8m0fnu
+MX = {"type": "float", "num_bits": 8, "strategy": "group", "group_size": 32, "scale_dtype": "torch.uint8"}
+MORE_FORMS = FORMS | {
+    "fp8 blocks, wide": (partial(block_fp8, sides=(128, 40)), FP8_BLOCKS | {"weight_block_size": [128, 40]}),
+    "fp8 blocks, tall": (partial(block_fp8, sides=(7, 500)), FP8_BLOCKS | {"weight_block_size": [7, 500]}),
+    "fp8 blocks, bfloat16 scales": (partial(block_fp8, dtype=torch.bfloat16), FP8_BLOCKS),
+    "fp8 blocks, e8m0 scales": (partial(block_fp8, dtype=E8M0), FP8_BLOCKS | {"scale_fmt": "ue8m0"}),
+    "fp8 blocks, e8m0 scales as bytes": (partial(block_fp8, dtype=torch.uint8), FP8_BLOCKS | {"scale_fmt": "ue8m0"}),
+    "fp8 blocks called scale": (partial(block_fp8, leaf="scale"), FP8_BLOCKS),
+    "fp8 blocks called qscale_weight": (partial(block_fp8, leaf="qscale_weight"), FP8_BLOCKS),
+    "fp8 whole of modelopt": (tensor_fp8, {"quant_method": "modelopt", "quant_algo": "FP8"}),
+    "fp8 rows of fbgemm": (row_fp8, {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}),
+    "fp8 rows without a configuration": (row_fp8, None),
+    "compressed blocks": (
+        partial(block_fp8, leaf="weight_scale"),
+        compressed(type="float", strategy="block", block_structure=[48, 48]),
+    ),
+    "compressed blocks as text": (
+        partial(block_fp8, leaf="weight_scale"),
+        compressed(type="float", strategy="block", block_structure="48x48"),
+    ),
+    "compressed mxfp8": (partial(block_fp8, sides=(1, 32), leaf="weight_scale", dtype=torch.uint8), compressed(**MX)),
+    "compressed int8 rows": (int8, compressed(type="int", num_bits=8, strategy="channel")),
+    "compressed int8 groups, zeros": (
+        partial(int8, width=32, symmetric=False),
+        compressed(type="int", num_bits=8, strategy="group", group_size=32, symmetric=False),
+    ),
+    "compressed int4 groups": (partial(packed_int, width=32), compressed(num_bits=4, strategy="group", group_size=32)),
+    "compressed int4 rows": (packed_int, compressed(num_bits=4, strategy="channel")),
+    "compressed int4 groups, zeros": (
+        partial(packed_int, width=32, symmetric=False),
+        compressed(num_bits=4, group_size=32, symmetric=False),
+    ),
+    "compressed int4 groups in any order, zeros": (
+        partial(packed_int, width=32, symmetric=False, indexed=True),
+        compressed(num_bits=4, group_size=32, symmetric=False, actorder="group"),
+    ),
+    "compressed int8 packed": (partial(packed_int, bits=8, width=32), compressed(num_bits=8, group_size=32)),
+    "compressed int2 packed": (partial(packed_int, bits=2, width=32), compressed(num_bits=2, group_size=32)),
+    "compressed nvfp4": (nvfp4, compressed(type="float", num_bits=4, strategy="tensor_group", group_size=16)),
+    "nvfp4 of modelopt": (partial(nvfp4, modelopt=True), {"quant_method": "modelopt", "quant_algo": "NVFP4"}),
+    "gptq 8 bits": (partial(gptq, bits=8), GPTQ | {"bits": 8}),
+    "gptq 2 bits": (partial(gptq, bits=2), GPTQ | {"bits": 2}),
+    "gptq in rows": (partial(gptq, width=1000), GPTQ | {"group_size": -1}),
+}

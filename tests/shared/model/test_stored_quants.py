@@ -4,22 +4,18 @@ from functools import partial
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from layermesh import LayerMesh
-from layermesh.shared.errors import CheckpointError, UnsupportedModelError
+from layermesh.shared.errors import UnsupportedModelError
 from layermesh.shared.model.definition import define_model
-from tests.architectures.tiny import randomise
-from tests.running import loaded_weights, open_model
+from tests.running import loaded_weights
 from tests.shared.model.quantised_checkpoints import (
-    awq,
+    FORMS,
+    FP8_BLOCKS,
+    MORE_FORMS,
     block_fp8,
     column_fp8,
     compressed,
-    gptq,
-    int8,
-    nvfp4,
-    packed_int,
     quantised,
     rewrite_config,
     rewrite_tensors,
@@ -28,76 +24,6 @@ from tests.shared.model.quantised_checkpoints import (
 )
 
 PROMPT = list(range(5, 21))
-GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32}
-FP8 = {"quant_method": "fp8", "weight_block_size": [48, 48]}
-PER_ROW = compressed(type="float", num_bits=8, strategy="channel")
-FORMS = {
-    "fp8 blocks": (block_fp8, FP8),
-    "fp8 whole": (tensor_fp8, {"quant_method": "fp8", "weight_block_size": None}),
-    "fp8 rows": (row_fp8, {"quant_method": "compressed-tensors", "format": "float-quantized"}),
-    "gptq": (gptq, GPTQ | {"desc_act": False}),
-    "gptq act order": (partial(gptq, act_order=True), GPTQ | {"desc_act": True}),
-    "gptq v2": (partial(gptq, zero_shift=0), GPTQ | {"checkpoint_format": "gptq_v2"}),
-    "awq": (awq, {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}),
-}
-E8M0 = torch.float8_e8m0fnu
-MX = {"type": "float", "num_bits": 8, "strategy": "group", "group_size": 32, "scale_dtype": "torch.uint8"}
-MORE_FORMS = FORMS | {
-    "fp8 blocks, wide": (partial(block_fp8, sides=(128, 40)), FP8 | {"weight_block_size": [128, 40]}),
-    "fp8 blocks, tall": (partial(block_fp8, sides=(7, 500)), FP8 | {"weight_block_size": [7, 500]}),
-    "fp8 blocks, bfloat16 scales": (partial(block_fp8, dtype=torch.bfloat16), FP8),
-    "fp8 blocks, e8m0 scales": (partial(block_fp8, dtype=E8M0), FP8 | {"scale_fmt": "ue8m0"}),
-    "fp8 blocks, e8m0 scales as bytes": (partial(block_fp8, dtype=torch.uint8), FP8 | {"scale_fmt": "ue8m0"}),
-    "fp8 blocks called scale": (partial(block_fp8, leaf="scale"), FP8),
-    "fp8 blocks called qscale_weight": (partial(block_fp8, leaf="qscale_weight"), FP8),
-    "fp8 whole of modelopt": (tensor_fp8, {"quant_method": "modelopt", "quant_algo": "FP8"}),
-    "fp8 rows of fbgemm": (row_fp8, {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}),
-    "fp8 rows without a configuration": (row_fp8, None),
-    "compressed blocks": (
-        partial(block_fp8, leaf="weight_scale"),
-        compressed(type="float", strategy="block", block_structure=[48, 48]),
-    ),
-    "compressed blocks as text": (
-        partial(block_fp8, leaf="weight_scale"),
-        compressed(type="float", strategy="block", block_structure="48x48"),
-    ),
-    "compressed mxfp8": (partial(block_fp8, sides=(1, 32), leaf="weight_scale", dtype=torch.uint8), compressed(**MX)),
-    "compressed int8 rows": (int8, compressed(type="int", num_bits=8, strategy="channel")),
-    "compressed int8 groups, zeros": (
-        partial(int8, width=32, symmetric=False),
-        compressed(type="int", num_bits=8, strategy="group", group_size=32, symmetric=False),
-    ),
-    "compressed int4 groups": (partial(packed_int, width=32), compressed(num_bits=4, strategy="group", group_size=32)),
-    "compressed int4 rows": (packed_int, compressed(num_bits=4, strategy="channel")),
-    "compressed int4 groups, zeros": (
-        partial(packed_int, width=32, symmetric=False),
-        compressed(num_bits=4, group_size=32, symmetric=False),
-    ),
-    "compressed int4 groups in any order, zeros": (
-        partial(packed_int, width=32, symmetric=False, indexed=True),
-        compressed(num_bits=4, group_size=32, symmetric=False, actorder="group"),
-    ),
-    "compressed int8 packed": (partial(packed_int, bits=8, width=32), compressed(num_bits=8, group_size=32)),
-    "compressed int2 packed": (partial(packed_int, bits=2, width=32), compressed(num_bits=2, group_size=32)),
-    "compressed nvfp4": (nvfp4, compressed(type="float", num_bits=4, strategy="tensor_group", group_size=16)),
-    "nvfp4 of modelopt": (partial(nvfp4, modelopt=True), {"quant_method": "modelopt", "quant_algo": "NVFP4"}),
-    "gptq 8 bits": (partial(gptq, bits=8), GPTQ | {"bits": 8}),
-    "gptq 2 bits": (partial(gptq, bits=2), GPTQ | {"bits": 2}),
-    "gptq in rows": (partial(gptq, width=1000), GPTQ | {"group_size": -1}),
-}
-
-
-@pytest.fixture(scope="session")
-def llama(tmp_path_factory):
-    config = LlamaConfig(
-        vocab_size=320, hidden_size=128, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, bos_token_id=None, eos_token_id=None, dtype="float32",
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
-    randomise(model, 3)
-    folder = tmp_path_factory.mktemp("llama") / "llama"
-    model.save_pretrained(folder)
-    return folder
 
 
 def assert_loaded_alike(packed, dense, *, fast_path=False):
@@ -143,7 +69,7 @@ def test_the_fast_path_gets_the_same_weights(llama, tmp_path, form):
 def test_matrices_that_are_fused_or_renamed_keep_their_scales(tiny, tmp_path, model_type, form):
     quantise, config = MORE_FORMS[form]
     quantise = partial(block_fp8, sides=(20, 13)) if form == "fp8 blocks" else quantise
-    config = FP8 | {"weight_block_size": [20, 13]} if form == "fp8 blocks" else config
+    config = FP8_BLOCKS | {"weight_block_size": [20, 13]} if form == "fp8 blocks" else config
     assert_loaded_alike(*quantised(tiny(model_type), tmp_path, quantise, config))
 
 
@@ -163,7 +89,7 @@ def test_fused_experts_are_scaled(tiny, tmp_path, quantise, config):
 
 
 def test_fused_experts_are_scaled_in_blocks(tiny, tmp_path):
-    config = FP8 | {"weight_block_size": [20, 13]}
+    config = FP8_BLOCKS | {"weight_block_size": [20, 13]}
     assert_loaded_alike(*quantised(tiny("llama4_text"), tmp_path, partial(block_fp8, sides=(20, 13)), config))
 
 
@@ -182,8 +108,8 @@ def test_scales_of_outputs_that_lie_as_rows_are_taken_as_fbgemm_writes_them(tiny
 @pytest.mark.parametrize(
     "changes",
     [
-        {"quantization_config": FP8 | {"modules_to_not_convert": ["model.layers.0.mlp.up_proj", "lm_head"]}},
-        {"quantization_config": FP8 | {"modules_to_not_convert": []}},
+        {"quantization_config": FP8_BLOCKS | {"modules_to_not_convert": ["model.layers.0.mlp.up_proj", "lm_head"]}},
+        {"quantization_config": FP8_BLOCKS | {"modules_to_not_convert": []}},
         {"compression_config": compressed(type="float", strategy="block", block_structure=[48, 48])},
         {"compression_config": {k: v for k, v in compressed(type="float", strategy="block", block_structure=[48, 48]).items()
                                 if k != "quant_method"}},
@@ -205,7 +131,7 @@ def test_what_is_stored_counts_wherever_the_configuration_stands(llama, tmp_path
 def test_the_text_model_of_a_larger_one_may_have_its_own_configuration(tiny, tmp_path):
     packed, dense = quantised(tiny("gemma3"), tmp_path, block_fp8, None)
     text = json.loads((packed / "config.json").read_text())["text_config"]
-    rewrite_config(packed, {"text_config": text | {"quantization_config": FP8}})
+    rewrite_config(packed, {"text_config": text | {"quantization_config": FP8_BLOCKS}})
     assert_loaded_alike(packed, dense)
 
 
@@ -221,66 +147,9 @@ def test_they_can_be_packed(llama, tmp_path, monkeypatch, form):
     assert scores[0] == scores[1]
 
 
-@pytest.mark.parametrize(
-    ("form", "leaf"),
-    [
-        ("fp8 blocks", "weight_scale_inv"),
-        ("gptq", "qzeros"),
-        ("gptq act order", "g_idx"),
-        ("awq", "scales"),
-        ("compressed int8 rows", "weight_scale"),
-        ("compressed int8 groups, zeros", "weight_zero_point"),
-        ("compressed int4 groups", "weight_scale"),
-        ("compressed int4 groups, zeros", "weight_zero_point"),
-        ("compressed int4 groups in any order, zeros", "weight_g_idx"),
-        ("compressed nvfp4", "weight_global_scale"),
-        ("nvfp4 of modelopt", "weight_scale_2"),
-    ],
-    ids=str,
-)
-def test_missing_parts_are_named(llama, tmp_path, form, leaf):
-    packed, _ = quantised(llama, tmp_path, *MORE_FORMS[form])
-    lost = next(name for name in load_file(packed / "model.safetensors") if name.endswith(leaf))
-    rewrite_tensors(packed, lambda tensors: tensors.pop(lost))
-    with pytest.raises((CheckpointError, UnsupportedModelError), match=lost.rpartition(".")[0]):
-        open_model(packed)
-
-
-@pytest.mark.parametrize(
-    ("form", "config"),
-    [
-        ("fp8 blocks", {"quant_method": "fp8"}),
-        ("fp8 blocks", {"quant_method": "fp8", "weight_block_size": [64, 48]}),
-        ("fp8 blocks", None),
-        ("fp8 blocks, wide", FP8),
-        ("compressed blocks", PER_ROW),
-        ("compressed int4 groups", compressed(num_bits=4, group_size=64)),
-        ("compressed int4 groups", compressed(num_bits=8, group_size=32)),
-        ("gptq", GPTQ | {"group_size": 64}),
-        ("gptq", GPTQ | {"bits": 8}),
-        ("compressed nvfp4", {"quant_method": "modelopt", "quant_algo": "NVFP4"}),
-        ("compressed int8 rows", {"quant_method": "fp8"}),
-        ("compressed int8 rows", None),
-        ("awq", None),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_what_the_configuration_does_not_fit_is_refused_by_name(llama, tmp_path, form, config):
-    packed, _ = quantised(llama, tmp_path, MORE_FORMS[form][0], config)
-    with pytest.raises((CheckpointError, UnsupportedModelError), match=r"_proj"):
-        open_model(packed)
-
-
-def test_a_stored_shape_that_contradicts_the_words_is_found_when_they_are_loaded(llama, tmp_path):
-    packed, _ = quantised(llama, tmp_path, *MORE_FORMS["compressed int4 groups"])
-    rewrite_tensors(packed, lambda tensors: tensors["model.layers.1.mlp.up_proj.weight_shape"].sub_(1))
-    with pytest.raises(CheckpointError, match=r"up_proj\.weight_shape"):
-        loaded_weights(packed)
-
-
 def test_two_configurations_that_contradict_each_other_are_refused(llama, tmp_path):
-    packed, _ = quantised(llama, tmp_path, block_fp8, FP8)
-    rewrite_config(packed, {"compression_config": FP8 | {"weight_block_size": [64, 64]}})
+    packed, _ = quantised(llama, tmp_path, block_fp8, FP8_BLOCKS)
+    rewrite_config(packed, {"compression_config": FP8_BLOCKS | {"weight_block_size": [64, 64]}})
     with pytest.raises(UnsupportedModelError, match="contradict"):
         define_model(packed, torch.float32)
 

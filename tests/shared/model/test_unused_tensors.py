@@ -18,7 +18,15 @@ def add(folder, *names):
 
 
 @pytest.mark.parametrize(
-    "name", ["mlp.up_proj.bias", "self_attn.q_proj.lora_A.weight", "self_attn.sinks", "mlp.router.weight", "extra_norm.weight"]
+    "name",
+    [
+        "mlp.up_proj.bias",
+        "self_attn.q_proj.lora_A.weight",
+        "self_attn.sinks",
+        "mlp.router.weight",
+        "extra_norm.weight",
+        "mlp.rescale.bias",
+    ],
 )
 @pytest.mark.parametrize("fast_path", [False, True], ids=["plain", "fast path"])
 def test_what_a_layer_has_no_place_for_is_named(folder, name, fast_path):
