@@ -27,6 +27,7 @@ from layermesh.shared.library.home import unpacked_folder
 from layermesh.shared.manifest import Manifest
 from layermesh.shared.model.blocks import BlockTable
 from layermesh.shared.model.definition import ModelDefinition
+from layermesh.shared.model.unused_tensors import describe_unused
 from layermesh.shared.prediction import Prediction, predict
 from layermesh.shared.residency import Residency
 from layermesh.shared.spans import LayerSpan
@@ -91,7 +92,8 @@ class LocalModel:
     @property
     def notices(self) -> tuple[str, ...]:
         """What the user should know about the model and how it runs."""
-        return (*self._notices, *newer_than_tested(), *self.stage.notices)
+        unused = (describe_unused(self.table.unused),) if self.table.unused else ()
+        return (*self._notices, *newer_than_tested(), *unused, *self.stage.notices)
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:

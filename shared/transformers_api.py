@@ -106,6 +106,11 @@ def ignored_when_missing(model: Any) -> tuple[str, ...]:
     return tuple(getattr(model, "_keys_to_ignore_on_load_missing", None) or ())
 
 
+def ignored_when_unexpected(model: Any) -> tuple[str, ...]:
+    """Return regular expressions of what a checkpoint of `model` may hold without a place for it in the model."""
+    return tuple(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
+
+
 def is_causal_lm(config: Any) -> bool:
     """Return whether transformers has a causal language model for `config`."""
     from transformers import AutoModelForCausalLM

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
@@ -16,6 +16,9 @@ from layermesh.shared.model.blocks import BlockTable
 from layermesh.shared.model.definition import ModelDefinition, define_model
 from layermesh.shared.residency import LOOK_AHEAD
 from layermesh.shared.spans import LayerSpan
+from layermesh.worker.buffers import Buffer
+from layermesh.worker.files import FileReader
+from layermesh.worker.loading import BlockLoader
 from layermesh.worker.stage import Stage
 
 NUM_TOKENS = 64
@@ -29,6 +32,18 @@ def open_model(
 ) -> tuple[ModelDefinition, BlockTable]:
     definition = define_model(folder, dtype)
     return definition, build_block_table(open_checkpoint(folder, folder / "unpacked"), definition, fast_path=fast_path)
+
+
+def loaded_weights(folder: Path, *, fast_path: bool = False) -> dict[str, torch.Tensor]:
+    """The parameters of a model in float32, by name, as its blocks are loaded; whole embedding tables are left on disk."""
+    _, table = open_model(folder, fast_path=fast_path)
+    loaded: dict[str, torch.Tensor] = {}
+    with closing(FileReader()) as files, closing(BlockLoader(files)) as loader:
+        for block in (table.rest, *table.layers, *table.heads):
+            buffer = Buffer(block.loaded_bytes)
+            loader.start(block, buffer).wait()
+            loaded |= {name: tensor.clone() for name, tensor in buffer.tensors(block).items()}
+    return loaded
 
 
 def open_stage(folder: Path, *, spare_bytes: int = 0, budget_bytes: int | None = None, fast_path: bool = False) -> Stage:

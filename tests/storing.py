@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -24,9 +24,10 @@ from tests.architectures.tiny import PROMPT, Reference, build
 from tests.running import PLENTY, SIZE
 from tests.shared.checkpoints.gguf_models import LLAMA, attention, feed_forward, whole
 from tests.shared.checkpoints.gguf_writing import write_gguf
+from tests.shared.model.quantised_checkpoints import block_fp8, compressed, packed_int, quantised
 from tests.shared.packing.packs import build_llama, packed
 
-KINDS = ("safetensors", "experts", "tied", "sharded", "gguf", "gguf tied", "int4", "int4 tied")
+KINDS = ("safetensors", "experts", "tied", "sharded", "gguf", "gguf tied", "int4", "int4 tied", "fp8 experts", "int4 words")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,14 @@ def _build(kind: str, folder: Path) -> tuple[Path, torch.dtype]:
         return write_gguf(folder / "model.gguf", "llama", LLAMA[0], shapes, ("Q4_K", "Q8_0", "F16")), torch.float32
     if kind.startswith("int4"):
         return packed(build_llama(folder / "llama", tied="tied" in kind), folder / "pack"), torch.bfloat16
+    if kind == "fp8 experts":
+        config = {"quant_method": "fp8", "weight_block_size": [20, 13], "scale_fmt": "ue8m0"}
+        blocks = partial(block_fp8, sides=(20, 13), dtype=torch.uint8)
+        return quantised(build("mixtral", folder / "model"), folder, blocks, config)[0], torch.float32
+    if kind == "int4 words":
+        config = compressed(num_bits=4, group_size=8, symmetric=False)
+        words = partial(packed_int, width=8, symmetric=False)
+        return quantised(build("llama", folder / "model"), folder, words, config)[0], torch.float32
     if kind == "tied":
         return build_llama(folder / "llama", tied=True, hidden=512), torch.bfloat16
     if kind == "sharded":

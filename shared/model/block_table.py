@@ -21,9 +21,11 @@ from layermesh.shared.model.blocks import (
 from layermesh.shared.model.definition import ModelDefinition, compute_buffers
 from layermesh.shared.model.lean import make_lean, make_lean_as_stored
 from layermesh.shared.model.packed import packed_recipes, quantise_definition
-from layermesh.shared.model.recipes import Conversion, Copy, Recipe, as_recipes, find_recipes, is_ignored
+from layermesh.shared.model.quant_parts import ModelUse, check_numbers
+from layermesh.shared.model.recipes import Conversion, Copy, Recipe, as_recipes, is_ignored
 from layermesh.shared.model.separable import separable_modules
-from layermesh.shared.model.stored_quants import quantised_recipes
+from layermesh.shared.model.stored_quants import stored_recipes
+from layermesh.shared.model.unused_tensors import find_unused
 from layermesh.shared.quant.linear import packed_names
 from layermesh.shared.transformers_api import dtype_plan
 
@@ -44,7 +46,10 @@ def build_block_table(
     packing = definition.packing
     if packing is None:
         recipes = _recipes(checkpoint, definition)
-        return _Sorter(definition, make_lean(definition, recipes, treatment) if fast_path else recipes).table(checkpoint)
+        names = checkpoint.tensors if checkpoint.gguf_architecture is None else ()
+        unused = find_unused(names, recipes, definition.model, definition.layers_path)
+        lean = make_lean(definition, recipes, treatment) if fast_path else recipes
+        return replace(_Sorter(definition, lean).table(checkpoint), unused=unused)
     if packing.fused:
         if not fast_path:
             raise UsageError(f"{checkpoint.path} was packed for the fast path. Pack the original again with --no-fast-path.")
@@ -55,11 +60,11 @@ def build_block_table(
 
 def _recipes(checkpoint: Checkpoint, definition: ModelDefinition) -> list[Recipe]:
     if definition.packing is not None:
-        return packed_recipes(checkpoint.tensors, definition.model, definition.packing)
-    if definition.scheme is not None:
-        return quantised_recipes(checkpoint.tensors, definition.model, definition.scheme)
+        packed = packed_recipes(checkpoint.tensors, definition.model, definition.packing)
+        check_numbers(packed, (), definition.model, ModelUse(definition.model, definition.towers))
+        return packed
     if checkpoint.gguf_architecture is None:
-        return find_recipes(checkpoint.tensors, definition.model)
+        return stored_recipes(checkpoint.tensors, definition.model, definition.scheme, definition.towers)
     from layermesh.shared.checkpoints.gguf_mapping import map_gguf  # the gguf package is slow to import
 
     recipes: list[Recipe] = []

@@ -110,7 +110,8 @@ class BlockTable:
     """All blocks of a model in the order a sweep needs them, and the tables that are read row by row.
 
     `rest` is what stays: norms, position tables, parameters that several layers share. `lookups` maps an embedding's dotted
-    name to the stored table whose rows it returns. A packed head is stored in `pieces`, and `head` is empty then.
+    name to the stored table whose rows it returns. A packed head is stored in `pieces`, and `head` is empty then. `unused` are
+    stored tensors that the layers have no place for.
     """
 
     rest: Block
@@ -118,6 +119,7 @@ class BlockTable:
     head: Block
     lookups: dict[str, StoredTensor]
     pieces: tuple[Block, ...] = ()
+    unused: tuple[str, ...] = ()
 
     @property
     def heads(self) -> tuple[Block, ...]:

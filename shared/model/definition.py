@@ -18,7 +18,7 @@ from layermesh.shared.errors import CheckpointError, UnsupportedModelError
 from layermesh.shared.light_imports import load_compiler
 from layermesh.shared.model.foreign_code import leave_out_foreign_code
 from layermesh.shared.model.meta_device import LightMeta
-from layermesh.shared.model.schemes import QuantScheme
+from layermesh.shared.model.quant_config import QuantScheme
 from layermesh.shared.model.stored_quants import take_quantisation
 from layermesh.shared.transformers_api import (
     initialize_buffers,

@@ -80,30 +80,51 @@ class _Gathered:
         return {name: value[0] if isinstance(value, list) else value for name, value in converted.items()}
 
 
+class NameMap:
+    """Which parameter of a model a stored tensor goes to, as transformers renames and converts them.
+
+    `by_pattern` has the converters by the patterns of the names that they collect.
+    """
+
+    def __init__(self, model: Any) -> None:
+        transforms = get_model_conversion_mapping(model)
+        self._renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
+        self._converters = [entry for entry in transforms if isinstance(entry, WeightConverter)]
+        self._prefix = model.base_model_prefix
+        self.parameters: dict[str, torch.Tensor] = model.state_dict()
+        self.by_pattern = {pattern: converter for converter in self._converters for pattern in converter.source_patterns}
+
+    def find(self, name: str) -> tuple[str, str | None]:
+        """Return what `name` becomes, which need not be a parameter, and the pattern of a converter that collects it."""
+        target, pattern = rename_source_key(name, self._renamings, self._converters, self._prefix, self.parameters)
+        if target not in self.parameters and name in self.parameters:
+            target, pattern = rename_source_key(name, [], [], self._prefix, self.parameters)
+        return target, pattern
+
+    def target(self, name: str) -> str | None:
+        """Return the parameter that a tensor called `name` goes to; None where the model has no use for it."""
+        found = self.find(name)[0]
+        return found if found in self.parameters else None
+
+
 def find_recipes(tensors: dict[str, StoredTensor], model: Any) -> list[Recipe]:
     """Return how `tensors` of a Hugging Face checkpoint fill the parameters of `model` (on the meta device).
 
     Stored tensors that the model has no use for are passed over. Raises CheckpointError for a shape that does not fit.
     """
-    parameters: dict[str, torch.Tensor] = model.state_dict()
-    transforms = get_model_conversion_mapping(model)
-    renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in transforms if isinstance(entry, WeightConverter)]
-    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    names = NameMap(model)
+    parameters = names.parameters
     copies: dict[str, Copy] = {}  # where two stored names become one, the first counts
     gathered: dict[str, _Gathered] = {}
     for name in sorted(tensors, key=dot_natural_key):
-        prefix = model.base_model_prefix
-        target, pattern = rename_source_key(name, renamings, converters, prefix, parameters)
-        if target not in parameters and name in parameters:
-            target, pattern = rename_source_key(name, [], [], prefix, parameters)
+        target, pattern = names.find(name)
         if target not in parameters:
             continue
         if pattern is None:
             _check_shape(tensors[name], parameters[target])
             copies.setdefault(target, Copy(tensors[name], target))
         else:
-            group = gathered.setdefault(target, _Gathered(by_pattern[pattern], target, []))
+            group = gathered.setdefault(target, _Gathered(names.by_pattern[pattern], target, []))
             group.sources.append((pattern, tensors[name]))
     recipes: list[Recipe] = list(copies.values())
     alike: dict[object, list[Recipe]] = {}  # layers are built alike, and an expert model has thousands of tensors

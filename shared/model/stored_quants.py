@@ -4,40 +4,77 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from layermesh.shared.checkpoints.packing import METHOD, Packing
 from layermesh.shared.checkpoints.tensors import StoredTensor
+from layermesh.shared.errors import UnsupportedModelError
+from layermesh.shared.model.quant_config import QuantScheme
+from layermesh.shared.model.quant_parts import ModelUse, check_numbers, check_parts
 from layermesh.shared.model.recipes import Conversion, Copy, Recipe, find_recipes
-from layermesh.shared.model.schemes import QuantisedTensor, QuantScheme, find_quantised
+from layermesh.shared.model.schemes import QuantisedTensor, find_quantised
 
 _Found = Mapping[str, QuantisedTensor]
+
+_KEYS: Final = {  # where configurations say it, and whose dialect an entry without a method is
+    "quantization_config": None,
+    "compression_config": "compressed-tensors",
+}
 
 
 def take_quantisation(config: Any, config_dir: Path) -> tuple[Packing | None, QuantScheme | None]:
     """Take out of a configuration what it says of quantised weights, which transformers should not act upon.
 
-    Raises UnsupportedModelError for a kind that is not read.
+    Raises UnsupportedModelError for a kind that is not read, and for two that contradict each other.
     """
-    quantisation = config.__dict__.pop("quantization_config", None)
-    if quantisation is None:
-        return None, None
-    values = quantisation if isinstance(quantisation, dict) else quantisation.to_dict()
-    if values.get("quant_method") == METHOD:
-        return Packing.parse(values, config_dir), None
-    return None, QuantScheme.parse(values, config_dir)
+    stated = _take_stated(config, config_dir)
+    for values in stated.values():
+        if values.get("quant_method") == METHOD:
+            return Packing.parse(values, config_dir), None
+    schemes = {QuantScheme.parse(values, where) for where, values in stated.items()}
+    if len(schemes) > 1:
+        raise UnsupportedModelError(f"{' and '.join(stated)} contradict each other. Use another version of the model.")
+    return None, next(iter(schemes), None)
 
 
-def quantised_recipes(tensors: dict[str, StoredTensor], model: Any, scheme: QuantScheme) -> list[Recipe]:
-    """Return how `tensors`, quantised as `scheme` says, fill the parameters of `model`; raises what `find_recipes` does."""
-    found = find_quantised(tensors, scheme)
-    seen = tensors | {name: quantised.weight for name, quantised in found.items()}
+def _take_stated(config: Any, config_dir: Path) -> dict[str, dict[str, Any]]:
+    """Take what `config` and the configuration of its text model state, by where it stands."""
+    stated = {}
+    parts = {"": config, "text_config.": config.get_text_config(decoder=True)}
+    for place, part in parts.items():
+        for key, default in _KEYS.items():
+            found = vars(part).pop(key, None)
+            if found is None:
+                continue
+            values = found if isinstance(found, dict) else found.to_dict()
+            method = {} if values.keys() & {"quant_method", "quant_algo"} else {"quant_method": default}
+            stated[f"{config_dir.name}/config.json: {place}{key}"] = method | values
+    return stated
+
+
+def stored_recipes(
+    tensors: dict[str, StoredTensor], model: Any, scheme: QuantScheme | None, towers: Sequence[str] = ()
+) -> list[Recipe]:
+    """Return how `tensors`, perhaps quantised as `scheme` says, fill the parameters of `model` outside `towers`.
+
+    Raises what `find_recipes` raises, and an error for a part of a quantised weight that would not be applied.
+    """
+    use = ModelUse(model, towers)
+    found = find_quantised(tensors, scheme or QuantScheme(), lambda name: use.owner(name) is not None)
+    parts = {part.name for quantised in found.values() for part in quantised.parts}
+    check_parts(tensors, parts, use)
+    recipes = find_recipes(tensors | {name: quantised.weight for name, quantised in found.items()}, model)
+    check_numbers(recipes, found, model, use)
+    return _unpack_first(recipes, model, found) if found else recipes
+
+
+def _unpack_first(found_recipes: Sequence[Recipe], model: Any, found: _Found) -> list[Recipe]:
     recipes: list[Recipe] = []
     to_unpack: dict[str, list[Copy]] = defaultdict(list)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
-    for recipe in find_recipes(seen, model):
+    for recipe in found_recipes:
         if isinstance(recipe, Conversion):
             recipes.append(_unpacking_first(recipe, found))
         else:
@@ -53,14 +90,15 @@ def quantised_recipes(tensors: dict[str, StoredTensor], model: Any, scheme: Quan
 def _unpacking(target: str, shape: tuple[int, ...], copies: Sequence[Copy], found: _Found) -> Conversion:
     """All copies into one parameter as one conversion."""
     names = [copy.source.name for copy in copies]
+    columns = shape[-1] if shape else 1
 
     def combine(decoded: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        made = torch.empty(prod(shape[:-1]), shape[-1])
+        made = torch.empty(prod(shape[:-1]), columns)
         for copy, weights in zip(copies, _unpacked(names, decoded, found), strict=True):
             num_rows = prod(copy.source.shape[:-1])
-            rows = weights.reshape(-1, shape[-1])
+            rows = weights.reshape(-1, columns)
             part = rows[copy.first : copy.first + num_rows] if len(rows) > num_rows else rows
-            begin = copy.start // shape[-1]
+            begin = copy.start // columns
             made[slice(begin, begin + num_rows) if copy.rows is None else copy.rows] = part
         return {target: made.view(shape)}
 

@@ -17,6 +17,7 @@ from layermesh.shared.transformers_api import (
     MODULES,
     dtype_plan,
     ignored_when_missing,
+    ignored_when_unexpected,
     initialize_buffers,
     is_causal_lm,
     keeps_keys_and_values,
@@ -129,7 +130,7 @@ def test_what_models_say_of_themselves(llama):
     assert keeps_last_logits(llama)
     assert keeps_keys_and_values(llama)
     assert dtype_plan(llama, torch.bfloat16) == {}
-    assert all(re.compile(pattern) for pattern in ignored_when_missing(llama))
+    assert all(re.compile(pattern) for pattern in (*ignored_when_missing(llama), *ignored_when_unexpected(llama)))
     assert is_causal_lm(LLAMA)
     assert not is_causal_lm(type("Config", (), {})())
 
