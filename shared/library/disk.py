@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from layermesh.shared.errors import DiskFullError, ResourceError
+from layermesh.shared.file_limit import is_out_of_files, too_many_files
 
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN: Final = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
@@ -43,4 +44,6 @@ def storing(folder: Path, num_bytes: int) -> Iterator[None]:
                 f"cannot write in {folder}: {error.strerror}. Make it writable, or point LAYERMESH_HOME "
                 "(HF_HOME for hub models) somewhere else."
             ) from error
+        if is_out_of_files(error):
+            raise too_many_files(folder, error) from error
         raise

@@ -89,7 +89,7 @@ def test_what_cannot_be_is_said(meshed, text_model, arguments, code, said):
 
 
 def test_workers_are_reached_whatever_proxy_the_environment_names(text_model, tmp_path):
-    proxies = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "grpc_proxy")}
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "grpc_proxy"), "http://127.0.0.1:9")
     environment = {**proxies, "LAYERMESH_ALONE": "", "LAYERMESH_HOME": str(tmp_path / "home")}
     with WorkerProcess(tmp_path) as worker:
         command = [sys.executable, "-m", "layermesh", "generate", "-m", str(text_model), *PROMPT, *FOUND]
