@@ -68,6 +68,9 @@ def run_worker(options: OpeningOptions, worker: WorkerOptions) -> int:
         if device.type != "cpu":
             held.callback(CardMemory(device, budget.device_bytes).close)
         store = Store(folder, limit_bytes)
+        for known in (budget.notice, None if budget.limit is None else f"memory is within a limit: {budget.limit}"):
+            if known is not None and not worker.quiet:
+                note(f"note: {known}")
         if not worker.quiet:
             note("measuring this machine …")
         cache = ProfileCache()
