@@ -1,6 +1,7 @@
 """What this machine has for layers, and how fast it is: measured once, then remembered."""
 
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -54,7 +55,8 @@ def budgets(device: torch.device, device_memory: int | None, host_memory: int | 
 
 def measure_rates(device: torch.device, store: Path, budget_bytes: int) -> MachineProfile:
     """Measure how fast this machine is, within half of `budget_bytes`; the profile has no budgets."""
-    store.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):  # a disk that cannot be written counts as a usual one
+        store.mkdir(parents=True, exist_ok=True)
     weight_rates, flops = start_apart(lambda: (measure_weight_rates(device, budget_bytes), measure_flops(device))).result()
     return MachineProfile(
         device_bytes=0,

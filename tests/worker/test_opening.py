@@ -28,7 +28,7 @@ def test_what_is_named_is_reduced_to_what_limits_leave_and_that_is_said(limited,
     budget = choose_budget(device, device_bytes, host_bytes)
     assert (budget.device_bytes, budget.host_bytes) == expected
     assert budget.limit == LIMIT
-    assert " is reduced to 1GB, which is all that a limit leaves: /sys/fs/cgroup/a/memory.max is 2GB." in budget.notice
+    assert " is reduced to 1.00GB, which is all that a limit leaves: /sys/fs/cgroup/a/memory.max is 2GB." in budget.notice
 
 
 @pytest.mark.parametrize(
