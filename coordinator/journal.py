@@ -1,7 +1,8 @@
 """What an answer is written down as while it is made, so that it can go on after this process has ended."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -11,11 +12,12 @@ import msgpack
 
 from layermesh.coordinator.generation import Limits
 from layermesh.coordinator.sampling import SamplingParams
-from layermesh.shared.errors import UsageError
+from layermesh.shared.errors import ResourceError, UsageError
 from layermesh.shared.library.disk import storing
 
 MAX_BYTES: Final = 16 << 20  # of a file: more than any context has tokens
 _VERSION: Final = 1
+Lost = Callable[[Exception], None]  # told why an answer cannot be resumed
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,60 @@ class Journal:
             while data:
                 data = data[os.write(self._file, data) :]
             os.fsync(self._file)
+
+
+class OptionalJournal:
+    """A journal that an answer can do without: once it cannot be written, `lost` is told why, and nothing more is written.
+
+    What was written before stays until the answer is whole. Without a path there is no journal. Without `lost` the journal is
+    not optional: what `Journal` raises is raised.
+    """
+
+    def __init__(self, path: Path | None, lost: Lost | None = None) -> None:
+        self._lost = lost
+        self._journal: Journal | None = None
+        self._is_lost = path is None
+        if path is not None:
+            with self._trying():
+                self._journal = Journal(path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if self._journal is not None:
+            self._journal.close()
+
+    def begin(self, beginning: Beginning) -> None:
+        """Write down what was asked."""
+        if self._journal is not None and not self._is_lost:
+            with self._trying():
+                self._journal.begin(beginning)
+        if self._is_lost:
+            self.finish()  # half a beginning is nothing to go on from
+
+    def add(self, token_id: int) -> None:
+        """Write down one more token."""
+        if self._journal is not None and not self._is_lost:
+            with self._trying():
+                self._journal.add(token_id)
+
+    def finish(self) -> None:
+        """Remove it, also where not all of the answer could be written: there is nothing to go on with."""
+        if self._journal is not None:
+            with self._trying():
+                self._journal.finish()
+
+    @contextmanager
+    def _trying(self) -> Iterator[None]:
+        try:
+            yield
+        except (ResourceError, OSError) as error:
+            if self._lost is None:
+                raise
+            if not self._is_lost:
+                self._is_lost = True
+                self._lost(error)
 
 
 def read_journal(path: Path) -> tuple[Beginning, list[int]]:

@@ -17,7 +17,7 @@ from layermesh.protos import mesh_pb2 as pb
 from layermesh.shared.addresses import format_address, is_loopback, parse_address, pin
 from layermesh.shared.announcement import Announcement
 from layermesh.shared.errors import AuthenticationError, AwayError, MeshError
-from layermesh.shared.interfaces import addresses_of, local_interfaces
+from layermesh.shared.interfaces import machine_addresses
 from layermesh.shared.security.judging import PAIR
 from layermesh.shared.security.mesh_home import MeshHome
 
@@ -166,7 +166,7 @@ class Registry:
         places = {address: [address] for address in self._named}
         found = () if self._browser is None else self._browser.found()
         self._announced = {announcement.worker_id: announcement for announcement in found}
-        here = {address.partition("%")[0] for address in addresses_of(local_interfaces())} if found else set()
+        here = {address.partition("%")[0] for address in machine_addresses()} if found else set()
         return places | {announcement.worker_id: _places(announcement, here) for announcement in found}
 
     async def _find(self, places: dict[str, list[str]], without: Collection[str]) -> list[Peer]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from layermesh.cli_plan import budget_fields, describe_budget
 from layermesh.coordinator.record import Record
 from layermesh.local import LocalModel
 from layermesh.mesh import LayerMesh
@@ -42,11 +43,12 @@ def print_bench(mesh: LayerMesh, *, as_json: bool) -> None:
     """Measure `mesh` and print what was found."""
     bench = run_bench(mesh)
     if as_json:
-        print_json(bench.to_dict() | {"share_of_bound": bench.share_of_bound})
+        print_json(bench.to_dict() | {"share_of_bound": bench.share_of_bound} | budget_fields(mesh.local))
         return
     lines = [
         f"model      {bench.model}",
         f"memory     {format_bytes(bench.resident_bytes)} of blocks stay, {format_bytes(bench.streamed_bytes)} stream",
+        f"budget     {describe_budget(mesh.local)}",
         f"disk       {format_bytes(bench.disk_bytes_per_second)}/s read by layermesh's own readers",
         f"weights    {format_bytes(bench.weight_bytes_per_second)}/s multiplied with one token",
         f"prefill    {bench.prefill_tokens_per_second:.1f} tokens/s with {NUM_PROMPT} at once",

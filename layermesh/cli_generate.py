@@ -16,10 +16,11 @@ from layermesh.token_stream import TokenStream
 
 
 def print_answer(
-    mesh: LayerMesh, prompt: Prompt | None, settings: GenerationSettings, journal: Path, *, as_json: bool, quiet: bool
+    mesh: LayerMesh, prompt: Prompt | None, settings: GenerationSettings, journal: Path | None, *, as_json: bool, quiet: bool
 ) -> None:
     """Answer `prompt` on stdout, as text or as one JSON object; without one, go on with the answer in `journal`."""
     line = StatusLine()
+    kept = _Kept(journal, None if quiet else line)
     watcher = _Watcher(mesh, None if quiet else line)
     mesh.local.stage.watcher = watcher.block
     mesh.local.on_wait = watcher.wait
@@ -30,7 +31,7 @@ def print_answer(
     ended = True
     stream: TokenStream | None = None
     try:
-        stream = mesh.resume(journal) if prompt is None else mesh.stream(prompt, journal=journal, **settings)
+        stream = _begin(mesh, prompt, settings, kept)
         for token in stream:
             check_interrupt()
             watcher.num_tokens += 1
@@ -41,9 +42,9 @@ def print_answer(
                 sys.stdout.flush()
                 line.follow(shown(token.text))
     except BaseException:
-        if stream is not None and stream.num_tokens and not quiet:
+        if stream is not None and stream.num_tokens and kept.path is not None and not quiet:
             end_line(line, ended=ended)
-            note(f"[{stream.num_tokens} tokens are kept: `layermesh generate --resume {journal.stem}` goes on from there]")
+            note(f"[{stream.num_tokens} tokens are kept: `layermesh generate --resume {kept.path.stem}` goes on from there]")
             ended = True
         raise
     finally:
@@ -57,6 +58,32 @@ def print_answer(
             note("note: this machine computes otherwise than the one that began; the text goes on from what there was")
         for notice in mesh.local.stage.notices:  # there are none before it has run
             note(f"note: {notice}")
+
+
+class _Kept:
+    """The journal of an answer, as long as it is written."""
+
+    def __init__(self, path: Path | None, line: StatusLine | None) -> None:
+        self.path = path
+        self._line = line
+
+    def lose(self, error: Exception) -> None:
+        """Say that it is not written any more."""
+        self.path = None
+        if self._line is not None:
+            self._line.note(cannot_resume(error))
+
+
+def _begin(mesh: LayerMesh, prompt: Prompt | None, settings: GenerationSettings, kept: _Kept) -> TokenStream:
+    if prompt is not None:
+        return mesh.stream(prompt, journal=kept.path, journal_lost=kept.lose, **settings)
+    assert kept.path is not None
+    return mesh.resume(kept.path, journal_lost=kept.lose)
+
+
+def cannot_resume(error: Exception) -> str:
+    """Return what to say where an answer is made that is not kept for --resume."""
+    return f"note: this answer cannot be resumed: {harmless(str(error))}"
 
 
 def end_line(line: StatusLine, *, ended: bool) -> None:

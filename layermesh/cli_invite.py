@@ -11,10 +11,12 @@ from layermesh.coordinator.enrolment_announcing import JoiningAnnouncer, Joining
 from layermesh.interrupts import INTERRUPTED
 from layermesh.shared.addresses import format_address
 from layermesh.shared.errors import AuthenticationError
-from layermesh.shared.interfaces import addresses_of, local_interfaces
+from layermesh.shared.interfaces import machine_addresses
 from layermesh.shared.security.invitation import VALID_SECONDS, Invitation
 from layermesh.shared.security.mesh_home import MeshHome
 from layermesh.terminal import note, print_json_line
+
+_EVERYWHERE = (None, "", "0.0.0.0", "::")  # noqa: S104 - hosts to listen at that are no address
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +79,24 @@ class _Inviting:
 
     def _show(self, port: int) -> None:
         commands = [f"layermesh worker --join {one.token}" for one in self._invitations]
+        where = [format_address(address, port) for address in self._addresses()]
         if self._options.as_json:
-            print_json_line({"commands": commands, "tokens": [one.token for one in self._invitations], "port": port})
+            tokens = [one.token for one in self._invitations]
+            print_json_line({"commands": commands, "tokens": tokens, "port": port, "addresses": where})
         else:
             print("\n".join(commands), flush=True)  # noqa: T201
         machines = "that machine" if len(commands) == 1 else "each of those machines"
         lines = "this line" if len(commands) == 1 else "one of these lines"
         note(f"paste {lines} on {machines}, within 15 minutes; each lets one worker in, once. Ctrl-C takes it back.")
-        if where := [format_address(address, port) for address in addresses_of(local_interfaces()) if "%" not in address]:
-            note(f"where multicast does not get through, add --coordinator {where[0]}")
+        if where:
+            others = f" (or, from another network, {', '.join(where[1:])})" if where[1:] else ""
+            note(f"where multicast does not get through, add --coordinator {where[0]}{others}")
+
+    def _addresses(self) -> list[str]:
+        """Where this machine can be reached, the likeliest first."""
+        if self._options.host not in _EVERYWHERE:
+            return [str(self._options.host)]
+        return [address for address in machine_addresses() if "%" not in address]
 
     def _joined(self, guest: Guest) -> None:
         note(f"{guest.name} ({guest.address}) has joined the mesh")

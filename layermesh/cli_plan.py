@@ -28,7 +28,15 @@ def print_plan_alone(local: LocalModel, *, as_json: bool) -> None:
     assert residency is not None
     if as_json:
         blocks = [_describe(block, residency) for block in residency.blocks]
-        print_json({"model": local.name, "num_tokens": local.planned_tokens, "blocks": blocks, **plan.to_dict()})
+        print_json(
+            {
+                "model": local.name,
+                "num_tokens": local.planned_tokens,
+                "blocks": blocks,
+                **plan.to_dict(),
+                **budget_fields(local),
+            }
+        )
         return
     assert plan.predicted_seconds_per_token is not None
     architecture = type(local.definition.model).__name__
@@ -48,9 +56,21 @@ def print_plan_alone(local: LocalModel, *, as_json: bool) -> None:
             f"{local.planned_tokens} tokens and the rest"
         ),
         f"streamed   {format_bytes(residency.streamed_bytes)} from disk for every token",
+        f"budget     {describe_budget(local)}",
         f"predicted  {format_seconds(plan.predicted_seconds_per_token)} per token, limited by {plan.bottleneck}",
     ]
     print("\n".join(lines))  # noqa: T201
+
+
+def describe_budget(local: LocalModel) -> str:
+    """Return the memory that the model may take, and which limit on this process allows no more."""
+    bytes_allowed, limit = local.budget.device_bytes, local.budget.limit
+    return f"{format_bytes(bytes_allowed)} of memory" + (f", within a limit on this process: {limit}" if limit else "")
+
+
+def budget_fields(local: LocalModel) -> dict[str, object]:
+    """Return the same for --json."""
+    return {"budget_bytes": local.budget.device_bytes, "memory_limit": local.budget.limit}
 
 
 def _describe(block: Block, residency: Residency) -> dict[str, object]:

@@ -14,6 +14,7 @@ from layermesh.pairing import JoinOptions, pair
 from layermesh.settings import OpeningOptions, device_budget, host_budget
 from layermesh.shared.addresses import format_address
 from layermesh.shared.errors import UsageError
+from layermesh.shared.interfaces import machine_addresses
 from layermesh.shared.library.home import home
 from layermesh.shared.machine_profile import MachineProfile
 from layermesh.shared.tested_versions import newer_than_tested
@@ -69,6 +70,9 @@ def run_worker(options: OpeningOptions, worker: WorkerOptions) -> int:
         if device.type != "cpu":
             held.callback(CardMemory(device, budget.device_bytes).close)
         store = Store(folder, limit_bytes)
+        for known in (budget.notice, None if budget.limit is None else f"memory is within a limit: {budget.limit}"):
+            if known is not None and not worker.quiet:
+                note(f"note: {known}")
         if not worker.quiet:
             for notice in newer_than_tested():
                 note(f"note: {notice}")
@@ -109,8 +113,8 @@ def _introduction(settings: Settings, profile: MachineProfile, server: WorkerSer
     if profile.weight_rates:
         form, rate = max(profile.weight_rates.items(), key=lambda item: item[1])
         rates.append(f"{form} weights {format_bytes(rate)}/s")
-    own = socket.gethostname() if settings.mesh else "127.0.0.1"
-    address = format_address(settings.host or own, server.port)
+    own = next(iter(machine_addresses()), socket.gethostname()) if settings.mesh else "127.0.0.1"
+    address = format_address(own if settings.host in (None, "0.0.0.0", "::") else settings.host, server.port)  # noqa: S104
     paired = "" if settings.mesh else " Not paired: only this machine uses it. For others, say `layermesh invite` on theirs."
     return (
         f"worker {settings.name} at {address}: {settings.device}, {format_bytes(profile.device_bytes)} of memory, "

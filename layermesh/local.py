@@ -80,6 +80,9 @@ class LocalModel:
         self.definition, self.table = self._define(_dtype(options.get("dtype")))
         self.dtype: torch.dtype = self.definition.model.dtype
         self.budget = choose_budget(self.device, self.device_budget_bytes, self.host_budget_bytes)
+        if self.budget.notice is not None:  # less than was asked for
+            self._notices += (self.budget.notice,)
+            self.host_budget_bytes = self.budget.device_bytes if self.device.type == "cpu" else self.budget.host_bytes
         self.card_memory = None if self.device.type == "cpu" else CardMemory(self.device, self.device_budget_bytes)
         try:
             self.stage = self._open_stage(LayerSpan(0, self.definition.num_layers))

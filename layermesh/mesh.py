@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self, Unpack
 
 from layermesh.coordinator.answer import Answer, Token
 from layermesh.coordinator.generation import Limits, generate
-from layermesh.coordinator.journal import Beginning, Journal, read_journal
+from layermesh.coordinator.journal import Beginning, Lost, OptionalJournal, read_journal
 from layermesh.local import LocalModel
 from layermesh.many import AnswerStream
 from layermesh.reply import Reply
@@ -102,23 +102,32 @@ class LayerMesh:
         assert stream.answer is not None
         return stream.answer
 
-    def stream(self, prompt: Prompt, *, journal: Path | None = None, **settings: Unpack[GenerationSettings]) -> TokenStream:
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        journal: Path | None = None,
+        journal_lost: Lost | None = None,
+        **settings: Unpack[GenerationSettings],
+    ) -> TokenStream:
         """Answer as `generate` does, token by token: iterate over the result, then take its `answer`.
 
         With a `journal` each token is on the disk there before it is given out, for `resume`; a whole answer leaves none. A
-        BudgetError comes with the first token.
+        journal that cannot be written is an error, with the first token or a later one, unless there is `journal_lost`: that
+        is called with the error, and the answer goes on. A BudgetError comes with the first token.
         """
         began = time.monotonic()
         check_names(settings, GenerationSettings, "an answer")
         self._get_ready()
         request = Request.make(self.local, prompt, settings)
         outcome = StreamOutcome()
-        return TokenStream(self._run(request, outcome, began, journal), outcome, greedy=request.params.greedy)
+        written = partial(OptionalJournal, journal, journal_lost)
+        return TokenStream(self._run(request, outcome, began, written), outcome, greedy=request.params.greedy)
 
-    def resume(self, journal: Path) -> TokenStream:
+    def resume(self, journal: Path, *, journal_lost: Lost | None = None) -> TokenStream:
         """Go on with an answer that was interrupted: all of its tokens come, those that there were first.
 
-        Raises UsageError for a file that is no journal, or one of another model.
+        `journal_lost` is what it is for `stream`. Raises UsageError for a file that is no journal, or one of another model.
         """
         began = time.monotonic()
         beginning, known = read_journal(journal)
@@ -126,7 +135,7 @@ class LayerMesh:
         if beginning.model != self.asked:
             raise UsageError(f"{journal} has an answer of {beginning.model}, and this is {self.asked}.")
         request, outcome = Request.again(self.local, beginning), StreamOutcome()
-        tokens = self._run(request, outcome, began, journal, beginning, known)
+        tokens = self._run(request, outcome, began, partial(OptionalJournal, journal, journal_lost), beginning, known)
         return TokenStream(tokens, outcome, greedy=request.params.greedy)
 
     def generate_many(
@@ -193,7 +202,7 @@ class LayerMesh:
         request: Request,
         outcome: StreamOutcome,
         began: float,
-        journal: Path | None = None,
+        journal: Callable[[], OptionalJournal],
         beginning: Beginning | None = None,
         known: Sequence[int] = (),
     ) -> Generator[Token]:
@@ -206,8 +215,8 @@ class LayerMesh:
                 if limits != request.limits:
                     outcome.cut_to = limits.max_new_tokens
                 reply = Reply(self.local, request, session, limits, chunk, began, known)
-                written = None if journal is None else held.enter_context(Journal(journal))
-                if written is not None and beginning is None:
+                written = held.enter_context(journal())
+                if beginning is None:
                     written.begin(request.beginning(self.asked, self._options, limits, chunk))
             except BaseException:
                 line.release(session)
@@ -215,11 +224,11 @@ class LayerMesh:
             for token_id in held.enter_context(closing(generate(line, reply.answering))):  # which releases the session
                 outcome.num_tokens += 1
                 outcome.differs = reply.answering.differs
-                if written is not None and outcome.num_tokens > len(known):
+                if outcome.num_tokens > len(known):
                     written.add(token_id)
                 token = reply.take(token_id)
                 outcome.answer = reply.answer
-                if written is not None and reply.answer is not None:
+                if reply.answer is not None:
                     written.finish()
                 yield token
                 if reply.answer is None:

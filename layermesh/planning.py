@@ -16,7 +16,7 @@ from layermesh.local import WORKER_NAME, LocalModel
 from layermesh.model_cost import model_cost
 from layermesh.shared.addresses import is_loopback, parse_address
 from layermesh.shared.errors import BudgetError
-from layermesh.shared.interfaces import addresses_of, local_interfaces
+from layermesh.shared.interfaces import machine_addresses
 from layermesh.shared.library.home import home
 from layermesh.shared.machine_profile import MachineProfile
 from layermesh.shared.model.packed_layer import PackedLayer
@@ -127,7 +127,7 @@ class Planning:
 def _is_here(peer: Peer) -> bool:
     """Whether it is a worker on this very machine."""
     host = parse_address(peer.client.address)[0]
-    return is_loopback(peer.client.address) or host in addresses_of(local_interfaces())
+    return is_loopback(peer.client.address) or host in machine_addresses()
 
 
 def _capped(machine: Machine, peer: Peer, caps: Mapping[str, int]) -> Machine:

@@ -7,12 +7,14 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import NoReturn
 
 import typer
 
 from layermesh.interrupts import INTERRUPTED, ending, was_interrupted
 from layermesh.shared.errors import LayermeshError
+from layermesh.shared.file_limit import is_out_of_files, too_many_files
 from layermesh.terminal import note, restart_line
 
 OUT_OF_RESOURCES = 6
@@ -63,6 +65,8 @@ def _fail_with(error: Exception, debug: bool) -> NoReturn:
         _abandon_stdout()
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         _fail(_OUT_OF_MEMORY, OUT_OF_RESOURCES, debug)
+    if isinstance(error, OSError) and is_out_of_files(error):
+        _fail(str(too_many_files(Path(error.filename or "a connection"), error)), OUT_OF_RESOURCES, debug)
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         _fail(f"the system refused something: {error}.", OUT_OF_RESOURCES if full else 1, debug)

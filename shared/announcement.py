@@ -9,7 +9,7 @@ from typing import Final
 from layermesh.shared.addresses import is_ip_address
 
 SERVICE_TYPE: Final = "_layermesh._tcp.local."
-MOST_ADDRESSES: Final = 16
+MOST_ADDRESSES: Final = 64  # of a packet; a machine has a few, and one with many containers some for each
 MOST_TEXT_BYTES: Final = 1 << 10
 _WORKER_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,48}")
 _MESH: Final = re.compile(r"[0-9a-f]{0,16}")

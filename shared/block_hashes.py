@@ -9,7 +9,8 @@ from typing import Any, Final, cast
 
 from msgpack import UnpackException, packb, unpackb
 
-from layermesh.shared.errors import CheckpointError
+from layermesh.shared.errors import CheckpointError, LayermeshError
+from layermesh.shared.file_limit import is_out_of_files, too_many_files
 
 TABLE: Final = "blocks.msgpack"
 PARTIAL_TABLE: Final = "blocks.msgpack.partial"
@@ -97,7 +98,9 @@ def file_hash(path: Path) -> bytes:
     return digest.digest()
 
 
-def _unreadable(path: Path, error: OSError) -> CheckpointError:
+def _unreadable(path: Path, error: OSError) -> LayermeshError:
+    if is_out_of_files(error):
+        return too_many_files(path, error)
     return CheckpointError(f"cannot read {path}: {error.strerror or error}. Check that it is there and that you may read it.")
 
 

@@ -6,7 +6,14 @@ MAX_MESSAGE_BYTES: Final = 4 << 20
 HANDSHAKE_MILLISECONDS: Final = 5000
 _ONLY_PLAIN: Final = 1  # of the algorithms that a message may be compressed with: none, so no small message becomes a large one
 
-CHANNEL_OPTIONS: Final[list[tuple[str, int]]] = [
+# Workers are on this machine's own networks, so the proxies that the environment names for the internet are not for them.
+NO_PROXY: Final[list[tuple[str, int | str]]] = [
+    ("grpc.enable_http_proxy", 0),  # http_proxy, https_proxy, grpc_proxy
+    ("grpc.address_http_proxy_enabled_addresses", ""),  # GRPC_ADDRESS_HTTP_PROXY
+]
+
+CHANNEL_OPTIONS: Final[list[tuple[str, int | str]]] = [
+    *NO_PROXY,
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.compression_enabled_algorithms_bitset", _ONLY_PLAIN),
     ("grpc.keepalive_time_ms", 5000),

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Final
 
+from layermesh.shared.library.disk import is_folder
+
 UNPACKING: Final = "unpacking-"  # what the name of a head begins with until it is complete
 _SOURCE: Final = "source.json"
 _UNPACKING_SECONDS: Final = 3600
@@ -34,7 +36,7 @@ def sweep_unpacked(cache: Path) -> int:
     cannot be deleted stays.
     """
     freed = 0
-    for folder in cache.iterdir() if cache.is_dir() else ():
+    for folder in cache.iterdir() if is_folder(cache) else ():
         with contextlib.suppress(OSError):
             if folder.is_dir() and _is_stale(folder):
                 num_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -9,7 +9,7 @@ from zeroconf import ServiceInfo
 from zeroconf.asyncio import AsyncZeroconf
 
 from layermesh.shared.announcement import MOST_ADDRESSES, SERVICE_TYPE, Announcement, is_reachable
-from layermesh.shared.interfaces import Interface, addresses_of
+from layermesh.shared.interfaces import Interface, machine_addresses
 from layermesh.shared.multicast import POLL_SECONDS, Multicast
 
 _LOG: Final = logging.getLogger(__name__)
@@ -37,8 +37,8 @@ class Announcer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self._multicast.close()
 
-    async def _tend(self, node: AsyncZeroconf, interfaces: tuple[Interface, ...]) -> None:
-        addresses = self._given.addresses or tuple(filter(is_reachable, addresses_of(interfaces)))[:MOST_ADDRESSES]
+    async def _tend(self, node: AsyncZeroconf, _: tuple[Interface, ...]) -> None:
+        addresses = self._given.addresses or tuple(filter(is_reachable, machine_addresses()))[:MOST_ADDRESSES]
         current = replace(self._given, addresses=addresses)
         if node is not self._node:
             await node.async_register_service(_describe(current), cooperating_responders=True)

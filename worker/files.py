@@ -2,11 +2,11 @@
 
 import errno
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -14,13 +14,22 @@ import numpy as np
 
 from layermesh.shared.block_hashes import BlockHashes
 from layermesh.shared.errors import CheckpointError
+from layermesh.shared.file_limit import is_out_of_files, too_many_files
 from layermesh.shared.model.blocks import PAGE_BYTES
 from layermesh.worker.buffers import aligned_memory
+from layermesh.worker.open_files import OPEN_FILES, OpenFile, Status
 from layermesh.worker.page_cache import is_cached
 
 BOUNCE_BYTES: Final = (4 << 20) + PAGE_BYTES  # most that a thread reads at a time where file and memory lie differently
 DIRECT_BYTES: Final = 1 << 16  # smaller reads go through the page cache
-_F_NOCACHE: Final = 48  # macOS, fcntl.h
+
+
+@dataclass(slots=True)
+class _Known:
+    """What a reader knows of a file, whether or not it is open now: how it was at first, and whether it goes direct."""
+
+    status: Status
+    goes_direct: bool
 
 
 class FileReader:
@@ -33,7 +42,7 @@ class FileReader:
     def __init__(self) -> None:
         self.num_bytes = 0
         self.busy_seconds = 0.0
-        self._files: dict[Path, _File] = {}
+        self._known: dict[Path, _Known] = {}
         self._hashes = BlockHashes()
         self._lock = threading.Lock()
         self._active = 0
@@ -47,15 +56,18 @@ class FileReader:
         """Fill `target` with the bytes of `path` from `offset` on.
 
         Raises CheckpointError when the file is gone, has changed since it was first read or packed, cannot be read or ends too
-        early.
+        early, ResourceError when too many files are open.
         """
         with self._counting():
             try:
                 self.check(path)
-                file = self._open(path)
-                num_read = file.read(offset, target)
-                changed = file.has_changed()
+                with OPEN_FILES.hold(self, path) as file:
+                    known = self._known_of(path, file)
+                    num_read = _read_from(file, known, offset, target)
+                    changed = file.status() != known.status
             except OSError as error:
+                if is_out_of_files(error):
+                    raise too_many_files(path, error) from error
                 raise CheckpointError(f"{path} cannot be read: {error.strerror}. Is its disk still there?") from error
         if num_read < len(target):
             raise CheckpointError(
@@ -71,20 +83,21 @@ class FileReader:
     def passes_page_cache(self) -> bool:
         """Whether large reads of all files so far go past the page cache where what they want does not lie there."""
         with self._lock:
-            return all(file.goes_direct for file in self._files.values())
+            return all(known.goes_direct for known in self._known.values())
 
     def close(self) -> None:
         """Close the files; a later read opens them again."""
+        OPEN_FILES.close(self)
         with self._lock:
-            files, self._files = self._files, {}
-        for file in files.values():
-            file.close()
+            self._known = {}
 
-    def _open(self, path: Path) -> "_File":
-        with self._lock:
-            if path not in self._files:
-                self._files[path] = _File(path)
-            return self._files[path]
+    def _known_of(self, path: Path, file: OpenFile) -> _Known:
+        """Return what is known of a file: how it was at the first read, also where it was closed and opened again since."""
+        known = self._known.get(path)
+        if known is None:
+            with self._lock:
+                known = self._known.setdefault(path, _Known(file.status(), file.direct is not None))
+        return known
 
     @contextmanager
     def _counting(self) -> Iterator[None]:
@@ -101,71 +114,33 @@ class FileReader:
                     self.busy_seconds += time.monotonic() - self._since
 
 
-class _File:
-    """One open file: through the page cache, and past it where the file system allows that."""
-
-    def __init__(self, path: Path) -> None:
-        self._plain = os.open(path, os.O_RDONLY)
-        self._direct = _open_direct(path)
-        self.goes_direct = self._direct is not None
-        self._status = _status(self._plain)
-        if self.goes_direct and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._plain, 0, 0, os.POSIX_FADV_RANDOM)  # what is left for it are single rows and odd ends
-
-    def read(self, offset: int, target: memoryview) -> int:
-        """Fill `target` from `offset` on and return how many bytes there were."""
-        if not self.goes_direct or len(target) < DIRECT_BYTES or is_cached(self._plain, offset, len(target)):
-            return _read(self._plain, offset, target)
-        assert self._direct is not None
-        try:
-            return self._read_direct(self._direct, offset, target)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            self.goes_direct = False  # a device with larger sectors, or a file system that promised too much
-            return _read(self._plain, offset, target)
-
-    def has_changed(self) -> bool:
-        """Whether the file was written to, or cut, since it was opened."""
-        return _status(self._plain) != self._status
-
-    def close(self) -> None:
-        os.close(self._plain)
-        if self._direct is not None:
-            os.close(self._direct)
-
-    def _read_direct(self, descriptor: int, offset: int, target: memoryview) -> int:
-        array = np.frombuffer(target, dtype=np.uint8)
-        if (array.ctypes.data - offset) % PAGE_BYTES:
-            return _read_bounced(descriptor, offset, array)
-        first = min(-offset % PAGE_BYTES, len(target))  # up to where a page begins
-        last = first + (len(target) - first) // PAGE_BYTES * PAGE_BYTES  # from where less than a page is left
-        done = 0
-        for source, start, end in ((self._plain, 0, first), (descriptor, first, last), (self._plain, last, len(target))):
-            got = _read(source, offset + start, target[start:end])
-            done += got
-            if got < end - start:
-                break
-        return done
-
-
-def _open_direct(path: Path) -> int | None:
-    """Open `path` past the page cache; None where this system or its file system knows no such thing."""
-    if sys.platform == "darwin":
-        import fcntl
-
-        descriptor = os.open(path, os.O_RDONLY)
-        fcntl.fcntl(descriptor, _F_NOCACHE, 1)
-        return descriptor
+def _read_from(file: OpenFile, known: _Known, offset: int, target: memoryview) -> int:
+    """Fill `target` from `offset` on and return how many bytes there were."""
+    plain, direct = file.plain, file.direct
+    if direct is None or not known.goes_direct or len(target) < DIRECT_BYTES or is_cached(plain, offset, len(target)):
+        return _read(plain, offset, target)
     try:
-        return os.open(path, os.O_RDONLY | os.O_DIRECT)
-    except (OSError, AttributeError):
-        return None
+        return _read_direct(plain, direct, offset, target)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        known.goes_direct = False  # a device with larger sectors, or a file system that promised too much
+        return _read(plain, offset, target)
 
 
-def _status(descriptor: int) -> tuple[int, int]:
-    status = os.fstat(descriptor)
-    return status.st_size, status.st_mtime_ns
+def _read_direct(plain: int, direct: int, offset: int, target: memoryview) -> int:
+    array = np.frombuffer(target, dtype=np.uint8)
+    if (array.ctypes.data - offset) % PAGE_BYTES:
+        return _read_bounced(direct, offset, array)
+    first = min(-offset % PAGE_BYTES, len(target))  # up to where a page begins
+    last = first + (len(target) - first) // PAGE_BYTES * PAGE_BYTES  # from where less than a page is left
+    done = 0
+    for source, start, end in ((plain, 0, first), (direct, first, last), (plain, last, len(target))):
+        got = _read(source, offset + start, target[start:end])
+        done += got
+        if got < end - start:
+            break
+    return done
 
 
 def _read(descriptor: int, offset: int, target: memoryview) -> int:

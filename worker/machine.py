@@ -2,20 +2,16 @@
 
 import ctypes
 import sys
-from pathlib import Path
 from typing import Final
 
-import psutil
 import torch
 
+from layermesh.shared import process_limits
 from layermesh.shared.errors import ResourceError
+from layermesh.shared.process_limits import FreeMemory
 from layermesh.shared.processor import multiplies_bfloat16
 
 _SHARE: Final = 0.8  # of the free memory that is taken when nobody says how much
-_CGROUP_FILES: Final = (
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
-)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 _LARGE_BYTES: Final = 1 << 20
 
@@ -50,11 +46,12 @@ def pick_dtype(stored: torch.dtype | None, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if stored is torch.bfloat16 and multiplies_bfloat16() else torch.float32
 
 
-def free_memory(device: torch.device) -> int:
-    """Return the bytes that a model may take on `device` when nobody says how much."""
+def free_memory(device: torch.device) -> FreeMemory:
+    """Return what a model may take on `device` when nobody says how much."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * _SHARE)
-    return int(min(psutil.virtual_memory().available, *_cgroup_rooms()) * _SHARE)
+        return FreeMemory(int(torch.cuda.mem_get_info(device)[0] * _SHARE))
+    free = process_limits.free_memory()
+    return FreeMemory(int(free.num_bytes * _SHARE), free.limit)
 
 
 def return_memory_promptly() -> None:
@@ -69,24 +66,3 @@ def return_memory_promptly() -> None:
     if hasattr(libc, "mallopt"):
         for parameter, value in ((_M_MMAP_THRESHOLD, _LARGE_BYTES), (_M_TRIM_THRESHOLD, _LARGE_BYTES), (_M_ARENA_MAX, 2)):
             libc.mallopt(parameter, value)
-
-
-def _cgroup_rooms() -> list[int]:
-    rooms = [sys.maxsize]
-    for limit, usage in _CGROUP_FILES:
-        try:
-            room = int(limit.read_text()) - int(usage.read_text())
-        except (OSError, ValueError):  # no such cgroup, or "max"
-            continue
-        rooms.append(room + _cached_bytes(usage.with_name("memory.stat")))
-    return rooms
-
-
-def _cached_bytes(stat: Path) -> int:
-    """Bytes of cached files that count as used in a cgroup and make room for whoever needs it."""
-    try:
-        counts = dict(line.split() for line in stat.read_text().splitlines())
-    except (OSError, ValueError):
-        return 0
-    totals = {name.removeprefix("total_"): int(number) for name, number in sorted(counts.items())}  # v1 has both
-    return totals.get("inactive_file", 0) + totals.get("active_file", 0)

@@ -1,6 +1,7 @@
 """What this machine has for layers, and how fast it is: measured once, then remembered."""
 
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -10,9 +11,10 @@ import torch
 
 from layermesh.shared.apart import start_apart
 from layermesh.shared.machine_profile import MachineProfile
+from layermesh.shared.processor_count import num_processors
 from layermesh.worker.compute_fingerprint import compute_fingerprint
 from layermesh.worker.disk_rate import measure_disk
-from layermesh.worker.opening import choose_budget
+from layermesh.worker.opening import named_budget
 from layermesh.worker.placement import bus_rate
 from layermesh.worker.profile_cache import ProfileCache
 from layermesh.worker.weight_rates import measure_flops, measure_weight_rates
@@ -47,13 +49,14 @@ def profile_machine(
 
 def budgets(device: torch.device, device_memory: int | None, host_memory: int | None) -> tuple[int, int]:
     """Return the bytes for layers on `device` and for those beside it, 0 where the device is the host."""
-    budget = choose_budget(device, device_memory, host_memory)
+    budget = named_budget(device, device_memory, host_memory)
     return budget.device_bytes, budget.host_bytes or 0
 
 
 def measure_rates(device: torch.device, store: Path, budget_bytes: int) -> MachineProfile:
     """Measure how fast this machine is, within half of `budget_bytes`; the profile has no budgets."""
-    store.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):  # a disk that cannot be written counts as a usual one
+        store.mkdir(parents=True, exist_ok=True)
     weight_rates, flops = start_apart(lambda: (measure_weight_rates(device, budget_bytes), measure_flops(device))).result()
     return MachineProfile(
         device_bytes=0,
@@ -69,4 +72,4 @@ def measure_rates(device: torch.device, store: Path, budget_bytes: int) -> Machi
 def machine_key(device: torch.device, store: Path) -> str:
     """Return a line that changes when rates have to be measured anew: other hardware, another disk, another torch."""
     memory = round(psutil.virtual_memory().total / _MEMORY_STEP)
-    return f"{device} | {store.absolute()} | {psutil.cpu_count()} cores | {memory} x 256 MiB | torch {torch.__version__}"
+    return f"{device} | {store.absolute()} | {num_processors()} cores | {memory} x 256 MiB | torch {torch.__version__}"

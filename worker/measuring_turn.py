@@ -45,8 +45,8 @@ def _open() -> int | None:
     """Return the file that is locked; None where there are no such locks."""
     if os.name != "posix":
         return None
-    path = Path(tempfile.gettempdir()) / f"layermesh-measuring-{os.getuid()}"
-    with suppress(OSError):
+    with suppress(OSError):  # there may be no folder for temporary files that can be written
+        path = Path(tempfile.gettempdir()) / f"layermesh-measuring-{os.getuid()}"
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     return None
 

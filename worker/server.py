@@ -18,7 +18,7 @@ from layermesh.shared.addresses import format_address
 from layermesh.shared.announcement import Announcement
 from layermesh.shared.channels import Channels
 from layermesh.shared.grpc_options import SERVER_OPTIONS
-from layermesh.shared.interfaces import addresses_of, local_interfaces
+from layermesh.shared.interfaces import machine_addresses
 from layermesh.shared.machine_profile import MachineProfile
 from layermesh.shared.protocol import PROTOCOL_VERSION
 from layermesh.shared.security.nodes import NodeId
@@ -146,7 +146,7 @@ class WorkerServer:
 
     def _addresses(self) -> list[str]:
         """Where other machines reach it: nowhere, unless it is paired."""
-        return [format_address(address, self.port) for address in addresses_of(local_interfaces()) if self._settings.mesh]
+        return [format_address(address, self.port) for address in machine_addresses() if self._settings.mesh]
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ from layermesh.settings import (
     check_resuming,
     check_sampling,
 )
+from layermesh.terminal import note
 
 
 @app.command()
@@ -149,7 +150,8 @@ def generate(
             return
         from layermesh.journals import new_journal
 
-        with open_mesh(model, options, quiet=quiet) as mesh, new_journal() as journal:
-            from layermesh.cli_generate import print_answer
+        with open_mesh(model, options, quiet=quiet) as mesh:
+            from layermesh.cli_generate import cannot_resume, print_answer
 
-            print_answer(mesh, given, settings, journal, as_json=as_json, quiet=quiet)
+            with new_journal(lambda error: None if quiet else note(cannot_resume(error))) as journal:
+                print_answer(mesh, given, settings, journal, as_json=as_json, quiet=quiet)

@@ -1,6 +1,6 @@
 """GGUF files: opened by their own head, and by a small folder of what transformers wants to know, made once."""
 
-import errno
+import atexit
 import hashlib
 import json
 import os
@@ -16,7 +16,8 @@ from layermesh.shared.checkpoints.gguf_header import GGUF_MAGIC, GGUFHeader, rea
 from layermesh.shared.checkpoints.json_files import read_object, unreadable
 from layermesh.shared.checkpoints.layout import check_extents, check_name, check_shape
 from layermesh.shared.checkpoints.tensors import Checkpoint, StoredTensor
-from layermesh.shared.errors import CheckpointError, DiskFullError, LayermeshError, UnsupportedModelError
+from layermesh.shared.errors import CheckpointError, LayermeshError, UnsupportedModelError
+from layermesh.shared.library.disk import is_file, is_unwritable, storing
 from layermesh.shared.unpacked import UNPACKING, note_source, note_use, sweep_unpacked
 
 __all__ = ["GGUF_MAGIC", "open_gguf"]
@@ -26,6 +27,9 @@ _FORMAT: Final = 2
 _CHILD: Final = "layermesh.shared.checkpoints.unpack_gguf"
 _CHILD_SECONDS: Final = 300
 _KEPT_OUTPUT: Final = 4000
+_ROOM_BYTES: Final = 64 << 20  # that a head may take
+
+_for_now: Final[dict[str, Path]] = {}
 
 
 def open_gguf(path: Path, cache: Path) -> Checkpoint:
@@ -33,17 +37,44 @@ def open_gguf(path: Path, cache: Path) -> Checkpoint:
 
     The first time, configuration, tokenizer and tensor table are unpacked into a folder under `cache`, a few seconds'
     work; later only that table is read. Raises CheckpointError for a damaged file, UnsupportedModelError for an
-    architecture, quantisation or version that is not read, DiskFullError.
+    architecture, quantisation or version that is not read. Where the cache cannot be written it is unpacked into a temporary
+    folder, which goes with this process; raises DiskFullError or ResourceError where there is no such folder either.
     """
     try:
         folder = cache / _key(path)
     except OSError as error:
         raise unreadable(path, error) from error
-    if not (folder / _TABLE).is_file():
-        _unpack(path, folder)
-        sweep_unpacked(cache)
+    if not is_file(folder / _TABLE):
+        folder = _unpacked(path, folder)
     note_use(folder)
     return _load(path, folder)
+
+
+def _unpacked(path: Path, folder: Path) -> Path:
+    """Unpack the head of `path` and return where: into `folder`, or into a temporary folder where that cannot be written."""
+    try:
+        _unpack(path, folder)
+    except OSError as error:
+        with storing(folder.parent, _ROOM_BYTES):
+            if not is_unwritable(error):
+                raise unreadable(folder.parent, error) from error
+            try:
+                return _unpacked_for_now(path)
+            except OSError:
+                raise error from None
+    sweep_unpacked(folder.parent)
+    return folder
+
+
+def _unpacked_for_now(path: Path) -> Path:
+    """Unpack the head of `path` into a temporary folder, made once for each file in a process; raises OSError."""
+    key = _key(path)
+    if key not in _for_now:
+        work = Path(tempfile.mkdtemp(prefix="layermesh-unpacked-"))
+        atexit.register(shutil.rmtree, work, ignore_errors=True)
+        _unpack(path, work / key)
+        _for_now[key] = work / key
+    return _for_now[key]
 
 
 def _key(path: Path) -> str:
@@ -66,6 +97,7 @@ def _version(package: str) -> str:
 
 
 def _unpack(path: Path, folder: Path) -> None:
+    """Unpack the head of `path` into `folder`; raises OSError where it cannot be written."""
     header = read_gguf_header(path)
     temporary: Path | None = None
     try:
@@ -75,10 +107,6 @@ def _unpack(path: Path, folder: Path) -> None:
         (temporary / _TABLE).write_text(json.dumps(_table(header)), encoding="utf-8")
         note_source(temporary, path)
         _publish(temporary, folder)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFullError(folder.parent, 64 * 2**20, shutil.disk_usage(folder.parent).free) from error
-        raise unreadable(folder.parent, error) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

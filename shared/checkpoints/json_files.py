@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from layermesh.shared.errors import CheckpointError
+from layermesh.shared.errors import CheckpointError, LayermeshError
+from layermesh.shared.file_limit import is_out_of_files, too_many_files
 
 MAX_JSON_BYTES = 100_000_000
 
@@ -38,8 +39,10 @@ def read_object(path: Path) -> dict[str, Any]:
     return parse_object(path, text)
 
 
-def unreadable(path: Path, error: OSError) -> CheckpointError:
+def unreadable(path: Path, error: OSError) -> LayermeshError:
     """Return the error for a file that the operating system would not let us read."""
+    if is_out_of_files(error):
+        return too_many_files(path, error)
     return CheckpointError(
         f"cannot read {path}: {error.strerror or error}. Check that the file is there and that you may read it."
     )

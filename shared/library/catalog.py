@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Final
 
+from layermesh.shared.library.disk import is_file
 from layermesh.shared.library.home import home
 
 
@@ -41,7 +42,7 @@ class CatalogEntry:
 
     def is_installed(self) -> bool:
         """Return whether the file lies there in full length; it was hashed when it was put there."""
-        return self.path.is_file() and self.path.stat().st_size == self.num_bytes
+        return is_file(self.path) and self.path.stat().st_size == self.num_bytes
 
 
 DEFAULT_MODEL: Final = "smollm2-135m"

@@ -4,6 +4,9 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
+
+NO_HOME: Final = Path("/nonexistent")  # what systems name as the home of users that have none
 
 
 def home() -> Path:
@@ -11,7 +14,7 @@ def home() -> Path:
 
     LAYERMESH_HOME if set; otherwise `layermesh` in XDG_CACHE_HOME or in the platform's folder for caches.
     """
-    return home_for(sys.platform, os.environ, Path.home())
+    return home_for(sys.platform, os.environ, _user())
 
 
 def data_home() -> Path:
@@ -19,7 +22,15 @@ def data_home() -> Path:
 
     LAYERMESH_HOME if set; otherwise `layermesh` in XDG_DATA_HOME or in the platform's folder for data of programs.
     """
-    return data_home_for(sys.platform, os.environ, Path.home())
+    return data_home_for(sys.platform, os.environ, _user())
+
+
+def _user() -> Path:
+    """The user's home folder; one that is nowhere for a user without any, as in containers with a bare user id."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return NO_HOME
 
 
 def unpacked_folder() -> Path:

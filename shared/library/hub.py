@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from layermesh.shared.errors import ModelError, ModelNotFoundError
+from layermesh.shared.errors import ModelError, ModelNotFoundError, ResourceError
 from layermesh.shared.library.disk import require_room, storing
 from layermesh.shared.library.hub_blob import fetch_blob
 from layermesh.shared.library.hub_cache import blob_path, cache_folder, cached_model, partial_path, snapshot_folder
@@ -38,10 +38,15 @@ def pull(name: HubName, revision: str | None, offline: bool, progress: Progress 
         if cached is None:
             raise
         return cached, (f"using the copy of {name} that is here: {error}",)
-    with hub_errors(name, revision), _quiet():
-        chosen = _choose(name, commit, files)
-        _download(name, commit, chosen, progress)
-        _note_revision(name, revision, commit, chosen[0])
+    try:
+        with hub_errors(name, revision), _quiet():
+            chosen = _choose(name, commit, files)
+            _download(name, commit, chosen, progress)
+            _note_revision(name, revision, commit, chosen[0])
+    except (ResourceError, OSError) as error:  # of a cache that cannot be written
+        if cached is None:
+            raise
+        return cached, (f"using the copy of {name} that is here: {error}",)
     snapshot = snapshot_folder(name.repo_id, commit)
     return snapshot if name.file is None else snapshot / chosen[0].name, ()
 

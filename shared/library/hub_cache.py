@@ -6,6 +6,7 @@ The layout is the one huggingface_hub documents (`blobs`, `refs`, `snapshots`), 
 from pathlib import Path
 
 from layermesh.shared.errors import ModelError
+from layermesh.shared.library.disk import is_file
 from layermesh.shared.library.hub_files import CONFIG, INDEX, SINGLE, parse_shards, pick_gguf, weight_names
 from layermesh.shared.library.names import HubName
 
@@ -41,7 +42,7 @@ def snapshot_folder(repo_id: str, revision: str | None) -> Path:
     """Return the folder in which `revision` (branch, tag or commit) lies or would lie."""
     repo = repo_folder(repo_id)
     ref = repo / "refs" / (revision or "main")
-    return repo / "snapshots" / (ref.read_text().strip() if ref.is_file() else revision or "main")
+    return repo / "snapshots" / (ref.read_text().strip() if is_file(ref) else revision or "main")
 
 
 def cached_model(name: HubName, revision: str | None) -> Path | None:
@@ -58,7 +59,7 @@ def cached_model(name: HubName, revision: str | None) -> Path | None:
 
 def is_complete(snapshot: Path) -> bool:
     """Return whether the folder has a config and every file of its weights."""
-    if not (snapshot / CONFIG).is_file():
+    if not is_file(snapshot / CONFIG):
         return False
     index = snapshot / INDEX
     try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from layermesh.shared.errors import ModelNotFoundError, UsageError
 from layermesh.shared.library.catalog import CATALOG, CatalogEntry
+from layermesh.shared.library.disk import is_folder
 from layermesh.shared.library.fetching import locked
 from layermesh.shared.library.home import unpacked_folder
 from layermesh.shared.library.hub_cache import cache_folder, is_complete, repo_folder
@@ -106,13 +107,13 @@ def _repos() -> "list[CachedRepoInfo]":
     from huggingface_hub import scan_cache_dir
 
     cache = cache_folder()
-    if not cache.is_dir():
+    if not is_folder(cache):
         return []
     return [repo for repo in scan_cache_dir(cache).repos if repo.repo_type == "model"]
 
 
 def _remove_entry(entry: CatalogEntry) -> int:
-    if not entry.folder.is_dir():
+    if not is_folder(entry.folder):
         raise _not_here(entry.name)
     with locked(entry.name):
         freed = sum(file.stat().st_size for file in entry.folder.rglob("*") if file.is_file())
@@ -157,7 +158,7 @@ def _remove_file(name: HubName, repo: "CachedRepoInfo") -> int:
 def _remove_fragments(name: HubName) -> int:
     """Delete what an interrupted pull left of a repository that the cache does not count as one."""
     folder = repo_folder(name.repo_id)
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise _not_here(str(name))
     freed = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
     shutil.rmtree(folder)

@@ -10,6 +10,7 @@ from typing import Final
 
 from layermesh.shared.block_hashes import PARTIAL_TABLE, TABLE, BlockTableFile
 from layermesh.shared.errors import CheckpointError
+from layermesh.shared.library.disk import is_file, is_folder
 from layermesh.shared.library.home import home
 
 LOCK: Final = ".lock"
@@ -34,13 +35,13 @@ def packed_folder() -> Path:
 
 def is_complete(folder: Path) -> bool:
     """Return whether `folder` holds a whole pack."""
-    return (folder / INDEX).is_file() and (folder / TABLE).is_file()
+    return is_file(folder / INDEX) and is_file(folder / TABLE)
 
 
 def cached_packs() -> list[CachedPack]:
     """Return what is in the cache, half-made packs too."""
     cache = packed_folder()
-    return list(_packs(cache)) if cache.is_dir() else []
+    return list(_packs(cache)) if is_folder(cache) else []
 
 
 def remove_packs(name: str) -> int | None:

@@ -11,7 +11,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from filelock import FileLock
 
-from layermesh.shared.errors import AuthenticationError
+from layermesh.shared.errors import AuthenticationError, ResourceError
+from layermesh.shared.library.disk import is_file, storing
 from layermesh.shared.library.home import data_home
 from layermesh.shared.security.authority import BACKDATED, Authority, has_issued, utc_now
 from layermesh.shared.security.credentials import Credentials, KeptCredentials
@@ -42,7 +43,7 @@ class MeshHome:
     @property
     def exists(self) -> bool:
         """Whether there is a mesh."""
-        return self._authority.exists()
+        return is_file(self._authority)
 
     @property
     def credentials_path(self) -> Path:
@@ -73,25 +74,31 @@ class MeshHome:
         if not self.exists:
             return None
         known = self._own.current()
-        if known is None or is_due(known.member, utc_now()):
+        if known is not None and not is_due(known.member, utc_now()):
+            return known
+        try:
             with self._changing():
                 self._own.keep(self._renewed(known))
-            known = self._own.current()
-        return known
+        except ResourceError:  # in a folder that cannot be written they serve as long as they hold
+            if known is None or utc_now() > known.member.ends:
+                raise
+        return self._own.current()
 
     def removed(self) -> frozenset[NodeId]:
-        """Return who was removed."""
-        return self._removed.current().nodes
+        """Return who was removed; nobody where there is no mesh, which a folder that we may not look into has not."""
+        return self._removed.current().nodes if self.exists else frozenset()
 
     def signed_removals(self) -> tuple[int, SignedRemovals | None]:
         """Return the list of who was removed as others may check it, and its number."""
+        if not self.exists:
+            return 0, None
         number = self._removed.current().number
         return number, self._removed.signed()
 
     def nodes(self) -> list[PairedNode]:
         """Return who is paired, ordered by name."""
         removed = self.removed()
-        known = [node for node in self._nodes.load().values() if node.node not in removed]
+        known = [node for node in self._nodes.load().values() if node.node not in removed] if self.exists else []
         return sorted(known, key=lambda node: (node.name, node.node))
 
     def invite(self, count: int, seconds: float = VALID_SECONDS) -> list[Invitation]:
@@ -192,9 +199,10 @@ class MeshHome:
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        make_private_folder(self.folder)
-        with FileLock(self.folder / ".lock", mode=0o600):
-            yield
+        with storing(self.folder, _MOST_BYTES):
+            make_private_folder(self.folder)
+            with FileLock(self.folder / ".lock", mode=0o600):
+                yield
 
 
 def is_due(member: Member, now: datetime) -> bool:

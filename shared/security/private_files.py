@@ -40,7 +40,7 @@ def read_private(path: Path, most_bytes: int) -> bytes | None:
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise AuthenticationError(f"{path} cannot be read ({error.strerror}). Look at who owns it.") from error

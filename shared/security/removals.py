@@ -121,8 +121,10 @@ class KeptRemovals:
     def _look(self) -> tuple[int, int] | None:
         try:
             status = self.path.stat()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise AuthenticationError(f"{self.path} cannot be read ({error.strerror}). Look at who owns it.") from error
         return status.st_ino, status.st_mtime_ns
 
 

@@ -231,7 +231,7 @@ def measure(shape: Shape, options: argparse.Namespace, clock: Clock, record: Cal
 
 def fitting(budgets: list[str]) -> list[str]:
     """Return budgets of the host no larger than what is free of it now."""
-    free = free_memory(torch.device("cpu"))
+    free = free_memory(torch.device("cpu")).num_bytes
     for budget in budgets:
         if parse_bytes(budget) > free:
             print(f"{format_bytes(free)} instead of {budget} on the host, because no more is free")

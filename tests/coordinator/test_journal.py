@@ -1,12 +1,15 @@
+import os
+from pathlib import Path
+
 import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from layermesh.coordinator.generation import Limits
-from layermesh.coordinator.journal import Beginning, Journal, read_journal
+from layermesh.coordinator.journal import Beginning, Journal, OptionalJournal, read_journal
 from layermesh.coordinator.sampling import SamplingParams
-from layermesh.shared.errors import UsageError
+from layermesh.shared.errors import DiskFullError, ResourceError, UsageError
 
 BEGINNING = Beginning(
     "model",
@@ -70,3 +73,45 @@ def test_what_is_no_journal_is_refused(tmp_path, data):
     path.write_bytes(data)
     with pytest.raises(UsageError, match="is not what an answer can go on from"):
         read_journal(path)
+
+
+def test_an_answer_can_do_without_its_journal(tmp_path):
+    (tmp_path / "a file").touch()
+    lost = []
+    with OptionalJournal(tmp_path / "a file" / "a.journal", lost.append) as journal:
+        journal.begin(BEGINNING)
+        journal.add(3)
+        journal.finish()
+    assert [type(error) for error in lost] == [ResourceError]
+    assert "LAYERMESH_HOME" in str(lost[0])
+    with pytest.raises(ResourceError, match="LAYERMESH_HOME"):
+        OptionalJournal(tmp_path / "a file" / "a.journal")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_where_the_disk_fills_up_nothing_more_is_written(tmp_path):
+    path, lost = tmp_path / "a.journal", []
+    path.symlink_to("/dev/full")
+    with OptionalJournal(path, lost.append) as journal:
+        journal.begin(BEGINNING)
+        assert not path.is_symlink()  # half a beginning is nothing to go on from
+        for token in range(3):
+            journal.add(token)
+        journal.finish()
+    assert [type(error) for error in lost] == [DiskFullError]
+
+
+def test_what_was_written_before_the_disk_filled_up_stays_until_the_answer_is_whole(tmp_path):
+    path, lost = tmp_path / "a.journal", []
+    with OptionalJournal(path, lost.append) as journal:
+        journal.begin(BEGINNING)
+        journal.add(1)
+        written = read_journal(path)
+        os.close(journal._journal._file)  # from now on it cannot be written
+        for token in (2, 3):
+            journal.add(token)
+        assert len(lost) == 1
+        assert read_journal(path) == written == (BEGINNING, [1])
+        journal._journal._file = -1
+        journal.finish()
+    assert not path.exists()

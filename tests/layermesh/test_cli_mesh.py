@@ -9,6 +9,7 @@ from terminals import child_environ
 from layermesh.shared.errors import UsageError
 from tests.mesh.loopback import Loopback
 from tests.mesh.waiting import wait_until
+from tests.mesh.worker_process import WorkerProcess
 
 FOUND = ("--no-discovery", "--spread")
 PROMPT = ("--prompt-ids", "5,6,7", "-n", "4", "--temperature", "0", "--ignore-eos")
@@ -85,6 +86,18 @@ def test_what_cannot_be_is_said(meshed, text_model, arguments, code, said):
     result = meshed("generate", "-m", text_model, *PROMPT, "--no-discovery", *arguments)
     assert (result.exit_code, result.stdout) == (code, "")
     assert said in result.stderr
+
+
+def test_workers_are_reached_whatever_proxy_the_environment_names(text_model, tmp_path):
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "grpc_proxy"), "http://127.0.0.1:9")
+    environment = {**proxies, "LAYERMESH_ALONE": "", "LAYERMESH_HOME": str(tmp_path / "home")}
+    with WorkerProcess(tmp_path) as worker:
+        command = [sys.executable, "-m", "layermesh", "generate", "-m", str(text_model), *PROMPT, *FOUND]
+        done = subprocess.run(
+            [*command, "--worker", worker.address], env=child_environ(**environment), capture_output=True, text=True, timeout=60
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("1 worker: w0 0–")
 
 
 @pytest.mark.parametrize("text", ["", "much", "8GB,disk=fast", "8GB,colour=red", "8GB,disk=0GB/s"])

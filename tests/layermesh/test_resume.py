@@ -120,10 +120,14 @@ def test_settings_do_not_go_with_an_answer_that_has_begun():
     assert process.returncode == 2
 
 
+def raise_it(error):
+    raise error
+
+
 def test_old_journals_make_room_and_those_in_use_stay():
     held = []
     for _ in range(MOST_JOURNALS + 3):
-        with new_journal() as path:
+        with new_journal(raise_it) as path:
             path.write_bytes(b"x")
             held.append(path)
     assert sum(path.exists() for path in held) == MOST_JOURNALS

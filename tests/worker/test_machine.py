@@ -2,8 +2,9 @@ import psutil
 import pytest
 import torch
 
+from layermesh.shared import process_limits
 from layermesh.shared.errors import ResourceError
-from layermesh.worker import machine
+from layermesh.shared.process_limits import FreeMemory
 from layermesh.worker.machine import free_memory, pick_device, pick_dtype
 
 CPU = torch.device("cpu")
@@ -50,22 +51,10 @@ def test_cards_have_a_number(monkeypatch, name, index):
 
 
 def test_free_memory_leaves_some():
-    assert 0 < free_memory(CPU) < psutil.virtual_memory().available
+    assert 0 < free_memory(CPU).num_bytes < psutil.virtual_memory().available
 
 
-@pytest.mark.parametrize(
-    ("limit", "usage", "stat", "room"),
-    [
-        ("1000000", "300000", "", 700000),
-        ("1000000", "990000", "anon 1\ninactive_file 500000\nactive_file 90000\n", 600000),
-        ("max", "300000", "", None),
-        ("1000000", None, "", None),
-    ],
-    ids=["limited", "full of cached files", "unlimited", "unreadable"],
-)
-def test_a_cgroup_bounds_what_is_free_and_cached_files_do_not_count(tmp_path, monkeypatch, limit, usage, stat, room):
-    for name, text in {"memory.max": limit, "memory.current": usage, "memory.stat": stat}.items():
-        if text is not None:
-            (tmp_path / name).write_text(text)
-    monkeypatch.setattr(machine, "_CGROUP_FILES", ((tmp_path / "memory.max", tmp_path / "memory.current"),))
-    assert free_memory(CPU) == pytest.approx((room or psutil.virtual_memory().available) * 0.8, rel=0.05)
+def test_free_memory_is_a_share_of_what_the_tightest_limit_leaves(monkeypatch):
+    limits = [FreeMemory(1 << 60, "a wide limit"), FreeMemory(1000, "a tight limit")]
+    monkeypatch.setattr(process_limits, "limited_memory", lambda _system: limits)
+    assert free_memory(CPU) == FreeMemory(800, "a tight limit")

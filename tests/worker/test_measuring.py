@@ -10,6 +10,7 @@ import torch
 
 from layermesh.shared.errors import CheckpointError
 from layermesh.shared.machine_profile import MachineProfile
+from layermesh.shared.process_limits import FreeMemory
 from layermesh.shared.quant.native.kernel import NativeKernel, native_kernel
 from layermesh.worker import disk_rate, measuring, opening, weight_rates
 from layermesh.worker.compute_fingerprint import compute_fingerprint, device_name
@@ -141,7 +142,7 @@ def test_budgets_are_given_or_what_is_free(
     device: torch.device, device_memory: int | None, host_memory: int | None, expected: tuple[int, int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(opening, "free_memory", lambda asked: 1000 if asked.type == "cpu" else 400)
+    monkeypatch.setattr(opening, "free_memory", lambda asked: FreeMemory(1000 if asked.type == "cpu" else 400))
     assert budgets(device, device_memory, host_memory) == expected
 
 
@@ -192,7 +193,7 @@ def test_rates_are_measured_again_when_they_are_old_or_something_changed(
     monkeypatch.setattr(measuring, "time", SimpleNamespace(time=lambda: now))
     memory.total += int(change.get("memory", 0))
     if "cores" in change:
-        monkeypatch.setattr(measuring.psutil, "cpu_count", lambda: change["cores"])
+        monkeypatch.setattr(measuring, "num_processors", lambda: change["cores"])
     if "threads" in change:
         torch.set_num_threads(1)
     if "damaged" in change:

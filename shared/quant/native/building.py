@@ -12,11 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
+from layermesh.shared.process_limits import free_memory
+from layermesh.shared.processor_count import num_processors
+
 SOURCES: Final = Path(__file__).parent
 _PARTS: Final = ("heads", "few", "many", "plain", "layer", "cold")  # those that take long first
 _FLAGS: Final = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=off", "-fwrapv", "-fPIC", "-fopenmp")
 _SECONDS: Final = 60
-_AT_ONCE: Final = 4  # of which each takes 200 MB for some seconds
+_AT_ONCE: Final = 4
+_COMPILER_BYTES: Final = 256 << 20  # that each takes for some seconds
 _CPU_INFO: Final = Path("/proc/cpuinfo")
 _CPU_LINES: Final = ("flags", "Features", "model name")
 
@@ -60,11 +64,16 @@ def _build(compiler: Path, library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as name:
         made, linked = [Path(name) / f"{part}.o" for part in _PARTS], Path(name) / library.name
         parts = [[SOURCES / f"{part}.c", "-o", path] for part, path in zip(_PARTS, made, strict=True)]
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
+        with ThreadPoolExecutor(_num_compilers()) as pool:
             list(pool.map(_run, [[compiler, *_FLAGS, "-c", *part] for part in parts]))
         _run([compiler, "-shared", *made, "-o", linked, "-lm"])
         linked.chmod(0o600)
         linked.replace(library)
+
+
+def _num_compilers() -> int:
+    """How many parts are compiled at a time: fewer where the memory for them is not there, since we would be killed for it."""
+    return max(min(_AT_ONCE, num_processors(), free_memory().num_bytes // _COMPILER_BYTES), 1)
 
 
 def _run(command: list[str | Path]) -> None:

@@ -4,6 +4,7 @@ import ctypes
 import os
 import subprocess
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -36,10 +37,21 @@ def native_kernel() -> "NativeKernel | None":
     if compiler is None:
         return None
     try:
-        kernel = load_kernel(built_library(home() / "native", compiler))
+        kernel = load_kernel(_library(compiler))
     except (OSError, AttributeError, subprocess.SubprocessError):
         return None
     return kernel if kernel is not None and start_apart(lambda: computes_correctly(kernel)).result() else None
+
+
+def _library(compiler: Path) -> Path:
+    """Return the kernel out of the user's cache or, where that cannot be written, out of a temporary folder of the user's.
+
+    Raises what `built_library` raises.
+    """
+    try:
+        return built_library(home() / "native", compiler)
+    except OSError:
+        return built_library(Path(tempfile.gettempdir()) / f"layermesh-native-{os.getuid()}", compiler)
 
 
 def load_kernel(library: Path) -> "NativeKernel | None":

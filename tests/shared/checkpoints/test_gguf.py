@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from layermesh.shared.checkpoints import gguf, open_gguf
-from layermesh.shared.errors import CheckpointError, DiskFullError, UnsupportedModelError
+from layermesh.shared.errors import CheckpointError, DiskFullError, ResourceError, UnsupportedModelError
 
 ALPHABET = list(bytes_to_unicode().values())
 TOKENS = [*ALPHABET, "ab", "abc", "<|im_start|>", "<|im_end|>"]
@@ -187,3 +188,23 @@ def test_the_child_has_a_memory_limit():
 def test_a_missing_file_is_ours_to_explain(tmp_path):
     with pytest.raises(CheckpointError, match="No such file"):
         open_gguf(tmp_path / "tiny.gguf", tmp_path / "cache")
+
+
+@pytest.mark.usefixtures("unpack_here")
+def test_where_the_cache_cannot_be_written_the_head_goes_to_a_folder_for_what_passes(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    path, blocked = write(tmp_path / "tiny.gguf"), tmp_path / "a file"
+    blocked.touch()
+    opened = open_gguf(path, blocked / "cache")
+    assert opened.config_dir.parent.parent == tmp_path
+    assert opened.tensors == open_gguf(path, tmp_path / "cache").tensors
+    assert open_gguf(path, blocked / "cache").config_dir == opened.config_dir  # not unpacked again
+    shutil.rmtree(opened.config_dir.parent)
+
+
+@pytest.mark.usefixtures("unpack_here")
+def test_where_no_folder_can_be_written_the_first_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    (tmp_path / "a file").touch()
+    with pytest.raises(ResourceError, match=r"cannot write in .*a file: File exists\..*LAYERMESH_HOME"):
+        open_gguf(write(tmp_path / "tiny.gguf"), tmp_path / "a file")
