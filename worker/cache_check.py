@@ -133,7 +133,7 @@ def _inputs(vocab_size: int, hidden: LayerOutput | None) -> Iterator[_Inputs]:
 def _verdict(outputs: Sequence[LayerOutput | None]) -> bool | None:
     """Compare a layer's outputs for tokens 0 and 1 together, 2 and 1 together, 0 alone and 1 after it.
 
-    Return whether they agree; None where this layer cannot tell: the token before makes no difference to it, or it does not have
+    Return whether they agree; None where this layer cannot tell: the token before makes no difference to it, or it has not
     a row for each token.
     """
     tensors = [output.tensors[0] for output in outputs if output is not None]
