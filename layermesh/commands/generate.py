@@ -7,6 +7,7 @@ import typer
 
 from layermesh.cli_options import (
     Alone,
+    Context,
     Debug,
     Device,
     DeviceMemory,
@@ -94,6 +95,7 @@ def generate(
     no_fast_path: NoFastPath = False,
     quantize: Quantize = None,
     group_size: GroupSize = None,
+    context: Context = None,
     revision: Revision = None,
     offline: Offline = False,
     worker: Worker = None,
@@ -128,7 +130,7 @@ def generate(
             ignore_eos=ignore_eos,
         )
         options = opening_options(
-            device, device_memory, host_memory, dtype, no_fast_path, quantize, group_size, revision, offline
+            device, device_memory, host_memory, dtype, no_fast_path, quantize, group_size, context, revision, offline
         )
         options.update(mesh_options(worker, no_discovery=no_discovery, spread=spread, alone=alone))
         check_opening(options)
