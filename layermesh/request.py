@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeGuard, cast
 
-from layermesh.coordinator.chat import Message
+from layermesh.coordinator.conversation import ChatOptions, Message
 from layermesh.coordinator.generation import Limits
 from layermesh.coordinator.generation_config import AnswerLimits, unapplied_settings
 from layermesh.coordinator.journal import Beginning
@@ -52,7 +52,8 @@ class Request:
         """Return what `prompt` and `settings` ask of `local`; raises UsageError, TokenizerError or CheckpointError."""
         max_new_tokens = settings.get("max_new_tokens")
         tokenizer = _tokenizer(local, prompt)
-        prompt_ids = _encode(local, prompt, tokenizer, system=settings.get("system"), raw=settings.get("raw", False))
+        chat = ChatOptions.of(settings)
+        prompt_ids = _encode(local, prompt, tokenizer, chat, system=settings.get("system"), raw=settings.get("raw", False))
         params, own = _params(local, settings), _own_limits(local)
         stop, stop_ids = _ends(local, settings, tokenizer, own)
         limits = Limits(_most_new_tokens(local, len(prompt_ids), max_new_tokens, own), stop_ids)
@@ -118,7 +119,10 @@ def _ends(
     ids = frozenset(id_ for id_ in marks if id_ is not None and tokenizer is not None and tokenizer.is_special(id_))
     if ignores:
         return stop, ids
-    return stop, ids | stop_token_ids(local.generation_config, local.config, tokenizer, chat=not settings.get("raw", False))
+    in_chat = not settings.get("raw", False)
+    asked = settings.get("chat_template")
+    template = tokenizer.choose_template(ChatOptions(asked)) if tokenizer is not None and in_chat and asked else None
+    return stop, ids | stop_token_ids(local.generation_config, local.config, tokenizer, chat=in_chat, template=template)
 
 
 def _tokenizer(local: LocalModel, prompt: Prompt) -> Tokenizer | None:
@@ -132,16 +136,22 @@ def _tokenizer(local: LocalModel, prompt: Prompt) -> Tokenizer | None:
     return local.tokenizer or Tokenizer.load(None, local.name)
 
 
-def _encode(local: LocalModel, prompt: Prompt, tokenizer: Tokenizer | None, *, system: str | None, raw: bool) -> list[int]:
+def _encode(
+    local: LocalModel, prompt: Prompt, tokenizer: Tokenizer | None, chat: ChatOptions, *, system: str | None, raw: bool
+) -> list[int]:
     if _is_ids(prompt):
         if system is not None:
             raise UsageError("a system message goes with a text, not with token ids. Leave out --system.")
+        if chat.given:
+            raise UsageError(f"{', '.join(chat.given)} goes with a text or a conversation, not with token ids. Remove it.")
         token_ids = list(prompt)
     else:
         if isinstance(prompt, str):
             check_prompt(prompt, raw=raw)
         assert tokenizer is not None
-        token_ids = tokenizer.encode(cast("str | Sequence[Message]", prompt), system=system, raw=raw)
+        token_ids = tokenizer.encode(
+            cast("str | Sequence[Message]", prompt), system=system, raw=raw, chat=chat, tell=local.warn_once
+        )
     check_prompt(token_ids, raw=raw)
     vocab_size = local.definition.vocab_size
     if not 0 <= min(token_ids) <= max(token_ids) < vocab_size:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from layermesh.coordinator.chat import as_conversation, check_messages, render_chat
+from layermesh.coordinator.chat import render_chat
+from layermesh.coordinator.conversation import as_conversation, check_messages
 from layermesh.shared.errors import LayermeshError, TokenizerError, UsageError
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
