@@ -152,9 +152,14 @@ def with_reasoning(messages: Sequence[Message]) -> list[Message]:
 
 
 def texts_in(messages: Sequence[Message]) -> list[str]:
-    """Return the texts that messages say, without space around them and without empty ones."""
+    """Return the texts that a template should show, without space around them and without empty ones.
+
+    Not those of the assistant: templates leave earlier reasoning out of them.
+    """
     texts = []
     for message in messages:
+        if message["role"] == "assistant":
+            continue
         content = message.get("content", "")
         texts += [content] if isinstance(content, str) else [part["text"] for part in content if part["type"] == "text"]
     return [text.strip() for text in texts if text.strip()]
