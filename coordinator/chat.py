@@ -9,7 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from layermesh.coordinator.conversation import ChatOptions, Message, in_other_form, parts_in, texts_in, with_reasoning
+from layermesh.coordinator.conversation import (
+    NO_OPTIONS,
+    ChatOptions,
+    Message,
+    in_other_form,
+    parts_in,
+    texts_in,
+    with_reasoning,
+)
 from layermesh.shared.errors import TokenizerError, UsageError
 
 _SANDBOX: Final = Path(__file__).with_name("chat_sandbox.py")
@@ -26,7 +34,7 @@ def render_chat(
     messages: Sequence[Message],
     special_tokens: Mapping[str, Any],
     model: str,
-    options: ChatOptions = ChatOptions(),
+    options: ChatOptions = NO_OPTIONS,
     tell: Callable[[str], None] = lambda _: None,
 ) -> str:
     """Return the text in which `model` expects the conversation, up to where it is to answer.

@@ -5,7 +5,8 @@ it from nesting loops, or from asking for a string of a terabyte. So this proces
 it may write no files and start no processes.
 
 It reads a request as JSON from stdin: {"template", "variables", "memory_bytes", "cpu_seconds", "max_chars"}. It writes
-{"text", "reads"}, the names of variables that the template reads, or {"refused"} when the template itself rejected the conversation, or {"broken"} when it cannot be rendered.
+{"text", "reads"}, the names of variables that the template reads, or {"refused"} when the template itself rejected the
+conversation, or {"broken"} when it cannot be rendered.
 The environment is that of transformers' `apply_chat_template`, written again because importing transformers takes ten
 times as long as everything here. Nothing else of layermesh is imported.
 """

@@ -43,7 +43,9 @@ class ChatOptions:
             example = '{"enable_thinking": false}'
             raise UsageError(f"chat_template_kwargs is an object such as {example}, not {short(self.variables)}.")
         if reserved := sorted(_RESERVED & self.variables.keys()):
-            raise UsageError(f"chat_template_kwargs cannot set {', '.join(reserved)}: that is no variable of a template. Remove it.")
+            raise UsageError(
+                f"chat_template_kwargs cannot set {', '.join(reserved)}: that is no variable of a template. Remove it."
+            )
         for name in ("tools", "documents"):
             _check_objects(name, getattr(self, name))
         _check_json("chat_template_kwargs", self.variables)
@@ -73,6 +75,9 @@ class ChatOptions:
         ]
 
 
+NO_OPTIONS: Final = ChatOptions()
+
+
 def check_messages(messages: object) -> list[dict[str, Any]]:
     """Return a conversation, if it is one, without what is null: a list of messages with a role and a content.
 
@@ -91,7 +96,9 @@ def _check_message(index: int, message: object) -> dict[str, Any]:
         raise UsageError(f"message {index} has {', '.join(map(short, unknown))}; a message has {', '.join(_KEYS)}.")
     stated = {key: value for key, value in message.items() if value is not None}  # as transformers reads them
     if not isinstance(stated.get("role"), str):
-        raise UsageError(f'message {index} must be {{"role": ..., "content": ...}} with a role that is text, not {short(message)}')
+        raise UsageError(
+            f'message {index} must be {{"role": ..., "content": ...}} with a role that is text, not {short(message)}'
+        )
     if "content" not in stated and not any(key in stated for key in _INSTEAD_OF_CONTENT):
         raise UsageError(f'message {index} must be {{"role": ..., "content": ...}} and has no content: {short(message)}')
     for key in (*_TEXTS, "content"):

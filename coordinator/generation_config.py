@@ -84,7 +84,8 @@ def read_generation_config(config_dir: Path, config: Mapping[str, Any]) -> dict[
     path = config_dir / "generation_config.json"
     if path.is_file():
         return read_object(path)
-    inner = next((config[name] for name in ("decoder", "generator", "text_config") if isinstance(config.get(name), dict)), {})
+    parts = (config.get(name) for name in ("decoder", "generator", "text_config"))
+    inner: dict[str, Any] = next((part for part in parts if isinstance(part, dict)), {})
     known = (_APPLIED | _NOT_APPLIED.keys()) - {"eos_token_id"}
     return {name: value for part in (inner, config) for name, value in part.items() if name in known and value is not None}
 

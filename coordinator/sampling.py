@@ -107,7 +107,12 @@ class Sampler:
     """
 
     def __init__(
-        self, params: SamplingParams, prompt_ids: Sequence[int], *, max_new_tokens: int = 1 << 40, stop_ids: Collection[int] = ()
+        self,
+        params: SamplingParams,
+        prompt_ids: Sequence[int],
+        *,
+        max_new_tokens: int = 1 << 40,
+        stop_ids: Collection[int] = (),
     ) -> None:
         self._params = params
         self._prompt_ids = tuple(prompt_ids)

@@ -25,8 +25,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+    return _is_integer(value) and value >= 0
 
 
 def _is_share(value: Any) -> bool:
@@ -34,11 +38,15 @@ def _is_share(value: Any) -> bool:
 
 
 def _is_token_list(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(id_, int) and abs(id_) < 2**63 for id_ in value) and True not in value
+    return isinstance(value, list) and all(map(_is_integer, value))
 
 
 def _is_sequence(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(map(_is_whole, value))
+
+
+def _are_sequences(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_sequence, value))
 
 
 def _is_bias(value: Any) -> bool:
@@ -53,7 +61,10 @@ def _is_decay(value: Any) -> bool:
 
 def _is_watermark(value: Any) -> bool:
     kinds: dict[str, Check] = {"greenlist_ratio": _is_share, "bias": _is_number, "hashing_key": _is_whole}
-    kinds |= {"seeding_scheme": ("lefthash", "selfhash").__contains__, "context_width": lambda width: _is_whole(width) and width > 0}
+    kinds |= {
+        "seeding_scheme": ("lefthash", "selfhash").__contains__,
+        "context_width": lambda width: _is_whole(width) and width > 0,
+    }
     return isinstance(value, dict) and all(name in kinds and kinds[name](own) for name, own in value.items())
 
 
@@ -71,7 +82,7 @@ _KINDS: Final[Mapping[str, tuple[str, Check, tuple[Any, ...]]]] = {
     "encoder_repetition_penalty": ("a number above 0", _is_positive, (1,)),
     "no_repeat_ngram_size": ("a whole number", _is_whole, (0,)),
     "encoder_no_repeat_ngram_size": ("a whole number", _is_whole, (0,)),
-    "bad_words_ids": ("a list of lists of token ids", lambda words: isinstance(words, list) and all(map(_is_sequence, words)), ([],)),
+    "bad_words_ids": ("a list of lists of token ids", _are_sequences, ([],)),
     "min_length": ("a whole number", _is_whole, (0,)),
     "min_new_tokens": ("a whole number", _is_whole, (0,)),
     "forced_bos_token_id": ("a token id", _is_whole, ()),
@@ -88,7 +99,9 @@ _KINDS: Final[Mapping[str, tuple[str, Check, tuple[Any, ...]]]] = {
     "renormalize_logits": ("true or false", _is_truth, (False,)),
 }  # fmt: skip
 SCORE_SETTINGS: Final = frozenset(_KINDS)
-_OF_SAMPLING: Final = frozenset(("temperature", "top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"))
+_OF_SAMPLING: Final = frozenset(
+    ("temperature", "top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+)
 
 
 def read_score_settings(generation_config: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,7 +159,9 @@ def score_processors(settings: Mapping[str, Any], bounds: SequenceBounds, *, sam
         try:
             processor = build(theirs, settings[name], bounds)
         except (ValueError, TypeError) as error:
-            raise CheckpointError(f"{name} of generation_config.json cannot be applied: {str(error)[:200]}. Correct it.") from error
+            raise CheckpointError(
+                f"{name} of generation_config.json cannot be applied: {str(error)[:200]}. Correct it."
+            ) from error
         if processor is not None:
             processors.append(processor)
     return processors
@@ -201,7 +216,9 @@ _BUILDERS: Final[Mapping[str, Callable[[Any, Any, SequenceBounds], Any]]] = {  #
     ),
     "repetition_penalty": lambda theirs, penalty, _: theirs.RepetitionPenaltyLogitsProcessor(float(penalty)),
     "no_repeat_ngram_size": lambda theirs, size, _: theirs.NoRepeatNGramLogitsProcessor(size),
-    "encoder_no_repeat_ngram_size": lambda theirs, size, bounds: theirs.EncoderNoRepeatNGramLogitsProcessor(size, _prompt(bounds)),
+    "encoder_no_repeat_ngram_size": lambda theirs, size, bounds: theirs.EncoderNoRepeatNGramLogitsProcessor(
+        size, _prompt(bounds)
+    ),
     "bad_words_ids": _bad_words,
     "min_length": _until,
     "min_new_tokens": _until_new,

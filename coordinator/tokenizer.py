@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from layermesh.coordinator.chat import render_chat
-from layermesh.coordinator.conversation import ChatOptions, Message, as_conversation, check_messages
+from layermesh.coordinator.conversation import NO_OPTIONS, ChatOptions, Message, as_conversation, check_messages
 from layermesh.coordinator.tokenizer_check import check_tokenizer_file
 from layermesh.shared.checkpoints.json_files import read_object
 from layermesh.shared.errors import TokenizerError, UsageError
@@ -57,7 +57,7 @@ class Tokenizer:
         return bool(self._templates)
 
     def choose_template(self, options: ChatOptions) -> str | None:
-        """Return the template to render with: the one asked for, else the model's own for tools or by default; None without any.
+        """Return the template to render with: the one asked for, else the model's own for tools or by default, if any.
 
         Raises UsageError where it is not clear which, or there is none by the name asked for.
         """
@@ -67,7 +67,9 @@ class Tokenizer:
         names = ", ".join(sorted(own))
         if asked is not None:
             known = f"it has {names}" if own else "it has none"
-            raise UsageError(f"{self._model} has no chat template {asked[:40]!r}: {known}. Use one of these, or a file: ./FILE.jinja.")
+            raise UsageError(
+                f"{self._model} has no chat template {asked[:40]!r}: {known}. Use one of these, or a file: ./FILE.jinja."
+            )
         if options.tools is not None and "tool_use" in own:
             return own["tool_use"]
         if own and "default" not in own:
@@ -100,7 +102,7 @@ class Tokenizer:
         *,
         system: str | None = None,
         raw: bool = False,
-        chat: ChatOptions = ChatOptions(),
+        chat: ChatOptions = NO_OPTIONS,
         tell: Callable[[str], None] = lambda _: None,
     ) -> list[int]:
         """Return the ids of a prompt: a text or a conversation.
@@ -129,7 +131,7 @@ class Tokenizer:
         return self._ids(text, add_special_tokens=True)
 
     def encode_chat(
-        self, messages: Sequence[Message], options: ChatOptions = ChatOptions(), tell: Callable[[str], None] = lambda _: None
+        self, messages: Sequence[Message], options: ChatOptions = NO_OPTIONS, tell: Callable[[str], None] = lambda _: None
     ) -> list[int]:
         """Return the ids of a conversation, in the form of the model's chat template, up to where the model answers.
 

@@ -20,7 +20,7 @@ def stated_context(config: Any) -> int | None:
     stated after scaling (Llama 3, LongRoPE, Gemma's factors for some layers), it is the limit. Dynamic scaling depends on the
     length so far, and this module sets the limit where it would begin.
     """
-    stated = next((length for name in _LENGTH_NAMES if _is_length(length := getattr(config, name, None))), None)
+    stated = next((length for name in _LENGTH_NAMES if (length := _length(config, name))), None)
     ropes = _rope_settings(config)
     if stated is None or ropes is None:
         return stated
@@ -48,8 +48,9 @@ def context_notices(definition: "ModelDefinition", chosen: int | None) -> tuple[
     return (f"the model was made for {stated} tokens: with a context of {chosen} the text beyond them may be nonsense",)
 
 
-def _is_length(length: object) -> bool:
-    return isinstance(length, int) and not isinstance(length, bool) and length > 0
+def _length(config: Any, name: str) -> int | None:
+    length = getattr(config, name, None)
+    return length if isinstance(length, int) and not isinstance(length, bool) and length > 0 else None
 
 
 def _rope_settings(config: Any) -> dict[str, Mapping[str, Any]] | None:
