@@ -75,9 +75,6 @@ class ChatOptions:
         ]
 
 
-NO_OPTIONS: Final = ChatOptions()
-
-
 def check_messages(messages: object) -> list[dict[str, Any]]:
     """Return a conversation, if it is one, without what is null: a list of messages with a role and a content.
 
@@ -196,3 +193,6 @@ def in_other_form(messages: Sequence[Message]) -> list[Message] | None:
         else message
         for message in messages
     ]
+
+
+NO_OPTIONS: Final = ChatOptions()

@@ -140,12 +140,14 @@ class Sampler:
             highest, likeliest = scores.max(dim=-1)
             _check_left(highest)
         token = int(likeliest) if self._params.greedy else self._draw(scores)
-        self._ids = torch.cat([self._ids, torch.tensor([[token]])], dim=1)
+        if self._processors:  # nothing else looks at them
+            self._ids = torch.cat([self._ids, torch.tensor([[token]])], dim=1)
         return token
 
     def overrule(self, token_id: int) -> None:
         """Go on as if `token_id` had been chosen last."""
-        self._ids[0, -1] = token_id
+        if self._processors:
+            self._ids[0, -1] = token_id
 
     def _draw(self, scores: torch.Tensor) -> int:
         return int(torch.multinomial(scores.softmax(-1), 1, generator=self._generator))

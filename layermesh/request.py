@@ -109,7 +109,7 @@ def _ends(
 
     A text that is a special token counts as its id: special tokens never become text.
     """
-    stop, ignores = _stop_strings(settings.get("stop") or ()), settings.get("ignore_eos", False)
+    stop, ignores = _stop_strings(settings.get("stop", ())), settings.get("ignore_eos", False)
     if not stop and not ignores and own.stop_strings:
         if tokenizer is None:
             local.warn_once("stop_strings of generation_config.json is not applied: the model has no tokenizer.")
@@ -186,8 +186,8 @@ def _is_ids(prompt: Prompt) -> TypeGuard[Sequence[int]]:
     return isinstance(prompt, Sequence) and not isinstance(prompt, str | bytes) and all(map(is_whole, prompt))
 
 
-def _stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
-    strings = (stop,) if isinstance(stop, str) else tuple(stop)
+def _stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if not all(isinstance(string, str) for string in strings):
         raise UsageError(f"stop strings are text, not {stop!r}.")
     return strings

@@ -236,7 +236,8 @@ QWEN = """
         {%- endfor %}
         {{- '<|im_end|>\n' }}
     {%- elif message.role == "tool" %}
-        {{- '<|im_start|>user\n<tool_response ' ~ (message.tool_call_id or '') ~ '>' + content + '</tool_response><|im_end|>\n' }}
+        {{- '<|im_start|>user\n<tool_response ' ~ (message.tool_call_id or '') ~ '>' }}
+        {{- content + '</tool_response><|im_end|>\n' }}
     {%- else %}
         {{- '<|im_start|>' + message.role ~ (' ' ~ message.name if message.name else '') + '\n' + content + '<|im_end|>\n' }}
     {%- endif %}
@@ -248,7 +249,8 @@ QWEN = """
 """
 PARTS = (
     "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{% if m.content is string %}{{ m.content | trim }}{% else %}"
-    "{% for part in m.content %}{% if part.type == 'text' %}{{ part.text | trim }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
+    "{% for part in m.content %}{% if part.type == 'text' %}{{ part.text | trim }}{% endif %}{% endfor %}{% endif %}"
+    "{% endfor %}"
     "{% for d in documents or [] %}[{{ d.title }}: {{ d.text }}]{% endfor %}{{ date or 'today' }}{{ add_generation_prompt }}"
 )
 ONLY_PARTS = (

@@ -91,7 +91,7 @@ def test_the_length_of_an_answer(spoilt: Path, said: dict[str, int], asked: int 
 def test_a_prompt_as_long_as_the_file_allows_says_what_to_set(spoilt: Path) -> None:
     with (
         LayerMesh(str(says(spoilt, max_length=6)), device="cpu") as mesh,
-        pytest.raises(UsageError, match="allows 6.*--max-new-tokens"),
+        pytest.raises(UsageError, match=r"allows 6.*--max-new-tokens"),
     ):
         mesh.generate(PROMPT)
 
@@ -258,8 +258,8 @@ def test_a_text_of_any_editor_is_the_same_prompt(layermesh: Run, text_model: Pat
 
 @pytest.mark.parametrize(
     ("content", "why"),
-    [(b"a\nb\0c", "line 2: a NUL"), ("a\r\n".encode("utf-16-le"), "a NUL"), (b"a\nb\xff", "line 2: not UTF-8"), (b"\xff\xfea", "not UTF-16"),
-     (b"\xef\xbb\xbf", "the prompt is empty")],
+    [(b"a\nb\0c", "line 2: a NUL"), ("a\r\n".encode("utf-16-le"), "a NUL"), (b"a\nb\xff", "line 2: not UTF-8"),
+     (b"\xff\xfea", "not UTF-16"), (b"\xef\xbb\xbf", "the prompt is empty")],
     ids=["a NUL", "UTF-16 without a mark", "another code", "half a character", "only a mark"],
 )  # fmt: skip
 def test_a_file_that_is_no_text_is_refused(layermesh: Run, text_model: Path, content: bytes, why: str) -> None:
@@ -280,7 +280,7 @@ def test_yarn_makes_the_context_longer(spoilt: Path) -> None:
     with LayerMesh(str(spoilt), device="cpu", fast_path=False) as mesh:
         assert mesh.local.context_length == 256
         assert mesh.generate(prompt, max_new_tokens=8, ignore_eos=True).token_ids == theirs(spoilt, prompt, max_new_tokens=8)
-        with pytest.raises(UsageError, match="at most 256.*--context"):
+        with pytest.raises(UsageError, match=r"at most 256.*--context"):
             mesh.generate([5] * 256)
 
 

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,18 @@ def test_a_factor_that_is_none_does_not_count(factor: object) -> None:
         rope_parameters = {"rope_type": "yarn", "factor": factor}  # noqa: RUF012
 
     assert stated_context(Odd()) == 40
+
+
+def test_scaling_that_depends_on_the_length_is_not_gone_into(tmp_path: Path) -> None:
+    folder = build("llama", tmp_path / "llama")
+    written = json.loads((folder / "config.json").read_text())
+    written["rope_parameters"] = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    (folder / "config.json").write_text(json.dumps(written))
+    definition = define_model(folder, torch.float32)
+    stated = definition.context_length
+    assert stated == written["max_position_embeddings"]
+    with pytest.raises(UsageError, match="position scaling .dynamic. changes with the length"):
+        choose_context(definition, stated + 1, "llama")
 
 
 @pytest.mark.parametrize(("kind", "longer"), [("llama", True), ("gpt2", False), ("gptj", False), ("opt", False)])
