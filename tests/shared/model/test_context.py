@@ -70,7 +70,7 @@ def test_scaling_that_depends_on_the_length_is_not_gone_into(tmp_path: Path) -> 
     definition = define_model(folder, torch.float32)
     stated = definition.context_length
     assert stated == written["max_position_embeddings"]
-    with pytest.raises(UsageError, match="position scaling .dynamic. changes with the length"):
+    with pytest.raises(UsageError, match=r"position scaling .dynamic. changes with the length"):
         choose_context(definition, stated + 1, "llama")
 
 
