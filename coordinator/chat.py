@@ -1,17 +1,24 @@
-"""Conversations, and the text that a model's chat template makes of them."""
+"""The text that a model's chat template makes of a conversation."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from layermesh.coordinator.conversation import (
+    NO_OPTIONS,
+    ChatOptions,
+    Message,
+    in_other_form,
+    parts_in,
+    texts_in,
+    with_reasoning,
+)
 from layermesh.shared.errors import TokenizerError, UsageError
-
-Message = Mapping[str, str]  # {"role": ..., "content": ...}
 
 _SANDBOX: Final = Path(__file__).with_name("chat_sandbox.py")
 _MAX_TEMPLATE_CHARS: Final = 2**18  # the longest in use are a tenth of it
@@ -22,57 +29,66 @@ _KEPT_VARIABLES: Final = ("TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONH
 _RAW_INSTEAD: Final = "Give the prompt without it: --raw."
 
 
-def check_messages(messages: object) -> list[dict[str, str]]:
-    """Return a conversation as it came, if it is one: a list of {"role": ..., "content": ...}, both text.
-
-    Raises UsageError that names the first message that is none.
-    """
-    if not isinstance(messages, list | tuple) or not messages:
-        raise UsageError(f'a conversation is a list of at least one {{"role": ..., "content": ...}}, not {_short(messages)}')
-    return [_check_message(index, message) for index, message in enumerate(messages)]
-
-
-def _check_message(index: int, message: object) -> dict[str, str]:
-    if not isinstance(message, Mapping) or message.keys() != {"role", "content"}:
-        raise UsageError(f'message {index} must be {{"role": ..., "content": ...}}, not {_short(message)}')
-    for key in ("role", "content"):
-        if not isinstance(message[key], str):
-            raise UsageError(f"the {key} of message {index} must be text, not {_short(message[key])}")
-    return {"role": message["role"], "content": message["content"]}
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def as_conversation(prompt: str, system: str | None = None) -> list[dict[str, str]]:
-    """Return `prompt` as what a user says, after what `system` tells the model to be."""
-    told = [] if system is None else [{"role": "system", "content": system}]
-    return [*told, {"role": "user", "content": prompt}]
-
-
-def render_chat(template: str, messages: Sequence[Message], special_tokens: Mapping[str, Any], model: str) -> str:
+def render_chat(
+    template: str,
+    messages: Sequence[Message],
+    special_tokens: Mapping[str, Any],
+    model: str,
+    options: ChatOptions = NO_OPTIONS,
+    tell: Callable[[str], None] = lambda _: None,
+) -> str:
     """Return the text in which `model` expects the conversation, up to where it is to answer.
 
+    The text is that of transformers' `apply_chat_template`, but for templates that know contents either as texts or as parts
+    only: these are given the form that they know, where transformers leaves a text out or shows Python's notation of a list.
     `special_tokens` are the tokenizer's, by name (`bos_token`). The template is untrusted: it is rendered in a sandbox
-    that may use 5 s of processor time and 0.5 GB (see `chat_sandbox.py`; macOS does not enforce the memory).
+    that may use 5 s of processor time and 0.5 GB (see `chat_sandbox.py`; macOS does not enforce the memory). `tell` is given
+    what was handed to the template and is not read by it.
     Raises UsageError when the template rejects the conversation, TokenizerError when it cannot be rendered.
     """
     if len(template) > _MAX_TEMPLATE_CHARS:
         raise _unusable(model, f"it has {len(template)} characters, which no chat template needs")
-    extras = {"tools": None, "documents": None, "add_generation_prompt": True}
-    variables = {**special_tokens, **extras, "messages": messages}
-    reply = _ask_sandbox(model, template, variables)
+    reply = _render_best(model, template, with_reasoning(messages), _variables(special_tokens, options))
     if "refused" in reply:
         said = reply["refused"].rstrip(".! ")
         raise UsageError(f"the chat template of {model} rejects this conversation: {said}. {_RAW_INSTEAD}")
     if "text" not in reply:
         raise _unusable(model, reply["broken"])
-    return reply["text"]
+    given = {**options.variables, "tools": options.tools, "documents": options.documents}
+    ignored = [name for name, value in given.items() if value is not None and name not in reply["reads"]]
+    if ignored:
+        tell(f"the chat template of {model} does not read {', '.join(ignored)}: what was given there has no effect.")
+    text: str = reply["text"]
+    return text
 
 
-def _ask_sandbox(model: str, template: str, variables: Mapping[str, Any]) -> dict[str, str]:
+def _variables(special_tokens: Mapping[str, Any], options: ChatOptions) -> dict[str, Any]:
+    extras = {"tools": options.tools, "documents": options.documents, "add_generation_prompt": True}
+    return {**special_tokens, **extras, **options.variables}
+
+
+def _render_best(model: str, template: str, messages: Sequence[Message], variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Render the conversation as it is, and in its other form where the template does not know this one."""
+    reply = _ask_sandbox(model, template, {**variables, "messages": messages})
+    texts = texts_in(messages)
+    if _num_shown(reply, messages, texts) == len(texts) or ("refused" in reply and not parts_in(messages)):
+        return reply
+    other = in_other_form(messages)
+    if other is None:
+        return reply
+    second = _ask_sandbox(model, template, {**variables, "messages": other})
+    return second if _num_shown(second, other, texts) > _num_shown(reply, messages, texts) else reply
+
+
+def _num_shown(reply: Mapping[str, Any], messages: Sequence[Message], texts: Sequence[str]) -> int:
+    """Return how many of `texts` a rendering shows; -1 for none at all, or one with a part in Python's notation."""
+    text = reply.get("text")
+    if text is None or any(str(part) in text for part in parts_in(messages)):
+        return -1
+    return sum(each in text for each in texts)
+
+
+def _ask_sandbox(model: str, template: str, variables: Mapping[str, Any]) -> dict[str, Any]:
     content = json.dumps(variables)
     request = {
         "template": template,
@@ -99,7 +115,7 @@ def _ask_sandbox(model: str, template: str, variables: Mapping[str, Any]) -> dic
         raise _unusable(model, f"it takes more than {_CPU_SECONDS} s")
     if done.returncode != 0:
         raise _unusable(model, f"it brought its sandbox down (status {done.returncode})")
-    reply: dict[str, str] = json.loads(done.stdout)
+    reply: dict[str, Any] = json.loads(done.stdout)
     return reply
 
 

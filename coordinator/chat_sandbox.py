@@ -5,7 +5,8 @@ it from nesting loops, or from asking for a string of a terabyte. So this proces
 it may write no files and start no processes.
 
 It reads a request as JSON from stdin: {"template", "variables", "memory_bytes", "cpu_seconds", "max_chars"}. It writes
-{"text"}, or {"refused"} when the template itself rejected the conversation, or {"broken"} when it cannot be rendered.
+{"text", "reads"}, the names of variables that the template reads, or {"refused"} when the template itself rejected the
+conversation, or {"broken"} when it cannot be rendered.
 The environment is that of transformers' `apply_chat_template`, written again because importing transformers takes ten
 times as long as everything here. Nothing else of layermesh is imported.
 """
@@ -18,7 +19,7 @@ from datetime import datetime
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, LoopControlExtension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -90,8 +91,8 @@ def _to_json(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def render(template: str, variables: dict[str, Any]) -> str:
-    """Return `template` rendered with `variables`. Raises whatever it raises."""
+def render(template: str, variables: dict[str, Any]) -> tuple[str, list[str]]:
+    """Return `template` rendered with `variables`, and the names of those that it reads. Raises whatever it raises."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, LoopControlExtension]
     )
@@ -102,7 +103,8 @@ def render(template: str, variables: dict[str, Any]) -> str:
         "dict": DictMaker(),
         "namespace": PublicNamespace,
     }
-    return environment.from_string(template).render(variables)
+    text = environment.from_string(template).render(variables)
+    return text, sorted(meta.find_undeclared_variables(environment.parse(template)) & variables.keys())
 
 
 def limit_process(memory_bytes: int, cpu_seconds: int) -> None:
@@ -119,10 +121,10 @@ def limit_process(memory_bytes: int, cpu_seconds: int) -> None:
             resource.setrlimit(limit, (value, value))
 
 
-def reply_to(request: dict[str, Any]) -> dict[str, str]:
+def reply_to(request: dict[str, Any]) -> dict[str, Any]:
     """Return the answer to a request, whatever the template does short of ending this process."""
     try:
-        text = render(request["template"], request["variables"])
+        text, reads = render(request["template"], request["variables"])
     except Refusal as refusal:
         return {"refused": str(refusal)}
     except MemoryError:
@@ -131,7 +133,7 @@ def reply_to(request: dict[str, Any]) -> dict[str, str]:
         return {"broken": f"{type(error).__name__}: {error}"}
     if len(text) > request["max_chars"]:
         return {"broken": f"it makes {len(text)} characters, and {request['max_chars']} are plenty"}
-    return {"text": text}
+    return {"text": text, "reads": reads}
 
 
 def main() -> None:

@@ -19,6 +19,10 @@ class SamplesTokens(Protocol):
         """Return a token id for `logits`, `[vocab]`."""
         ...
 
+    def overrule(self, token_id: int) -> None:
+        """Go on as if `token_id` had been chosen last."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -96,7 +100,9 @@ class Answering:
         token_id = self._sampler.sample(logits.scores)
         if len(self.token_ids) < len(self._known):
             chosen, token_id = token_id, self._known[len(self.token_ids)]
-            self.differs |= chosen != token_id
+            if chosen != token_id:
+                self.differs = True
+                self._sampler.overrule(token_id)
         self.token_ids.append(token_id)
         if token_id in self._limits.stop_ids:
             self.finish_reason = "stop"

@@ -38,6 +38,7 @@ class Beginning:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it in plain types."""
+        params = {field.name: getattr(self.params, field.name) for field in fields(SamplingParams)}
         limits = {"max_new_tokens": self.limits.max_new_tokens, "stop_ids": sorted(self.limits.stop_ids)}
         return {
             "version": _VERSION,
@@ -45,7 +46,7 @@ class Beginning:
             "options": dict(self.options),
             "prompt_ids": list(self.prompt_ids),
             "limits": limits,
-            "params": {field.name: getattr(self.params, field.name) for field in fields(SamplingParams)},
+            "params": {name: value for name, value in params.items() if value != {}},  # most models have no settings of scores
             "stop": list(self.stop),
             "chunk_tokens": self.chunk_tokens,
         }

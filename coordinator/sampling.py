@@ -2,12 +2,18 @@
 
 import math
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
 
+from layermesh.coordinator.score_settings import (
+    SequenceBounds,
+    check_score_settings,
+    read_score_settings,
+    score_processors,
+)
 from layermesh.shared.errors import ModelError
 
 # What transformers samples with when a model's generation_config.json leaves it open.
@@ -20,7 +26,8 @@ _SEED_BITS: Final = 32  # torch's CPU generator looks at no more
 class SamplingParams:
     """The choices that decide which token follows; `temperature` 0 takes the most likely one, `top_k` 0 keeps all.
 
-    `seed` makes sampling repeatable. Raises ValueError for a value that cannot be meant.
+    `seed` makes sampling repeatable. `score_settings` are settings of the model's generation_config.json that a caller has no
+    flags for, in plain JSON (`score_settings.py`). Raises ValueError for a value that cannot be meant.
     """
 
     temperature: float
@@ -29,8 +36,10 @@ class SamplingParams:
     min_p: float
     repetition_penalty: float
     seed: int
+    score_settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_score_settings(self.score_settings)
         # A temperature between 0 and 1e-5 would make the scaled logits overflow.
         if self.temperature != 0 and not 1e-5 <= self.temperature < math.inf:
             raise ValueError(f"temperature must be 0 or at least 0.00001, not {self.temperature!r}")
@@ -77,6 +86,7 @@ class SamplingParams:
             min_p=_number(min_p, generation_config, "min_p", 0.0),
             repetition_penalty=_number(repetition_penalty, generation_config, "repetition_penalty", 1.0),
             seed=secrets.randbits(_SEED_BITS) if seed is None else seed,
+            score_settings=read_score_settings(generation_config),
         )
 
 
@@ -91,33 +101,80 @@ def _number(given: float | None, config: Mapping[str, Any], name: str, otherwise
 
 
 class Sampler:
-    """Chooses the tokens of one sequence, with transformers' own logits processors in the order `generate` has them."""
+    """Chooses the tokens of one sequence, with transformers' own logits processors in the order `generate` has them.
 
-    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int]) -> None:
+    `max_new_tokens` and `stop_ids` are the limits of the answer, which some processors look at.
+    """
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_ids: Sequence[int],
+        *,
+        max_new_tokens: int = 1 << 40,
+        stop_ids: Collection[int] = (),
+    ) -> None:
         self._params = params
-        self._processors = _logits_processors(params)
-        self._seen = torch.tensor([sorted(set(prompt_ids))], dtype=torch.long)  # [1, different tokens so far]
+        self._prompt_ids = tuple(prompt_ids)
+        self._max_new_tokens = max_new_tokens
+        self._stop_ids = frozenset(stop_ids)
+        self._processors: list[Any] | None = None  # until the number of scores is known
+        self._ids = torch.tensor([list(prompt_ids)], dtype=torch.long)  # [1, tokens so far]
         self._generator = torch.Generator().manual_seed(params.seed)
 
     def sample(self, logits: torch.Tensor) -> int:
         """Return the token that follows, given the logits of the last position: [vocab], any float type and device.
 
-        Raises ModelError for logits with a NaN or an infinity in them, or nothing but minus infinity.
+        Raises ModelError for logits with a NaN or an infinity in them, or nothing but minus infinity, and where the model's
+        settings leave no token to choose.
         """
         scores = logits.detach().to("cpu", torch.float32)[None]  # [1, vocab]
+        if self._processors is None:
+            self._processors = self._make_processors(scores.shape[-1])
         highest, likeliest = scores.max(dim=-1)  # in one pass; of several the first
-        _check_finite(highest)
-        for process in self._processors:
-            scores = process(self._seen, scores)
-        token = int(likeliest) if self._params.greedy and not self._processors else self._choose(scores)
-        if not (self._seen == token).any():
-            self._seen = torch.cat([self._seen, torch.tensor([[token]])], dim=1)
+        if not self._params.score_settings.get("remove_invalid_values"):
+            _check_finite(highest)
+        if self._processors:
+            for process in self._processors:
+                scores = process(self._ids, scores)
+            highest, likeliest = scores.max(dim=-1)
+            _check_left(highest)
+        token = int(likeliest) if self._params.greedy else self._draw(scores)
+        if self._processors:  # nothing else looks at them
+            self._ids = torch.cat([self._ids, torch.tensor([[token]])], dim=1)
         return token
 
-    def _choose(self, scores: torch.Tensor) -> int:
-        if self._params.greedy:
-            return int(scores.argmax())
+    def overrule(self, token_id: int) -> None:
+        """Go on as if `token_id` had been chosen last."""
+        if self._processors:
+            self._ids[0, -1] = token_id
+
+    def _draw(self, scores: torch.Tensor) -> int:
         return int(torch.multinomial(scores.softmax(-1), 1, generator=self._generator))
+
+    def _make_processors(self, vocab_size: int) -> list[Any]:
+        params = self._params
+        settings = {**params.score_settings, **_effective(params)}
+        bounds = SequenceBounds(
+            self._prompt_ids,
+            self._max_new_tokens,
+            sorted(id_ for id_ in self._stop_ids if id_ < vocab_size),
+            vocab_size,
+            is_first_forced="forced_bos_token_id" in settings,
+        )
+        return score_processors(settings, bounds, sampled=not params.greedy)
+
+
+def _effective(params: SamplingParams) -> dict[str, Any]:
+    """Return the values that a caller has flags for, without those that change nothing."""
+    changing = {
+        "repetition_penalty": params.repetition_penalty != 1,
+        "temperature": params.temperature != 1,
+        "top_k": params.top_k > 0,
+        "top_p": params.top_p < 1,
+        "min_p": params.min_p > 0,
+    }
+    return {name: getattr(params, name) for name, changes in changing.items() if changes}
 
 
 def _check_finite(highest: torch.Tensor) -> None:
@@ -129,20 +186,9 @@ def _check_finite(highest: torch.Tensor) -> None:
         )
 
 
-def _logits_processors(params: SamplingParams) -> list[Any]:
-    from transformers.generation import logits_process as theirs
-
-    processors: list[Any] = []
-    if params.repetition_penalty != 1:
-        processors.append(theirs.RepetitionPenaltyLogitsProcessor(float(params.repetition_penalty)))
-    if params.greedy:
-        return processors
-    if params.temperature != 1:
-        processors.append(theirs.TemperatureLogitsWarper(float(params.temperature)))
-    if params.top_k > 0:
-        processors.append(theirs.TopKLogitsWarper(params.top_k))
-    if params.top_p < 1:
-        processors.append(theirs.TopPLogitsWarper(float(params.top_p)))
-    if params.min_p > 0:
-        processors.append(theirs.MinPLogitsWarper(float(params.min_p)))
-    return processors
+def _check_left(highest: torch.Tensor) -> None:
+    if not math.isfinite(float(highest)):
+        raise ModelError(
+            "no token can be chosen: the model's generation_config.json forbids every one that could follow. "
+            "Correct its suppress_tokens, bad_words_ids and the like, or remove them."
+        )

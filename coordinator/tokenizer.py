@@ -1,11 +1,13 @@
 """Text to token ids and back, as the model was trained with it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from layermesh.coordinator.chat import Message, as_conversation, check_messages, render_chat
+from layermesh.coordinator.chat import render_chat
+from layermesh.coordinator.conversation import NO_OPTIONS, ChatOptions, Message, as_conversation, check_messages
 from layermesh.coordinator.tokenizer_check import check_tokenizer_file
+from layermesh.shared.checkpoints.json_files import read_object
 from layermesh.shared.errors import TokenizerError, UsageError
 
 
@@ -18,6 +20,7 @@ class Tokenizer:
         self._model = model
         added = tokenizer.added_tokens_decoder.items()
         self._special_ids = frozenset(tokenizer.all_special_ids) | {id_ for id_, token in added if token.special}
+        self._templates = _named_templates(tokenizer.chat_template, model)
 
     @classmethod
     def load(cls, tokenizer_dir: Path | None, model: str) -> Self:
@@ -33,6 +36,7 @@ class Tokenizer:
             check_tokenizer_file(tokenizer_dir / "tokenizer.json")
             loaded = AutoTokenizer.from_pretrained(tokenizer_dir, trust_remote_code=False, local_files_only=True)
             loaded.decode(loaded.encode("a"))
+            loaded.chat_template = loaded.chat_template or _template_beside(tokenizer_dir)
         except BaseException as error:  # whatever transformers, tokenizers, sentencepiece and json make of bad files
             if not _is_fault(error):
                 raise
@@ -44,13 +48,36 @@ class Tokenizer:
 
     @property
     def chat_template(self) -> str | None:
-        """The Jinja template of the model's conversations; None if it has none."""
-        return self._tokenizer.get_chat_template() if self._tokenizer.chat_template else None
+        """The Jinja template of the model's conversations; all of them where none is the default, None if it has none."""
+        return self._templates.get("default") or "\n".join(self._templates.values()) or None
 
     @property
     def has_chat_template(self) -> bool:
         """Whether the model has a form for conversations."""
-        return self.chat_template is not None
+        return bool(self._templates)
+
+    def choose_template(self, options: ChatOptions) -> str | None:
+        """Return the template to render with: the one asked for, else the model's own for tools or by default, if any.
+
+        Raises UsageError where it is not clear which, or there is none by the name asked for.
+        """
+        asked, own = options.template, self._templates
+        if asked is not None and (asked in own or "{{" in asked or "{%" in asked):
+            return own.get(asked, asked)
+        names = ", ".join(sorted(own))
+        if asked is not None:
+            known = f"it has {names}" if own else "it has none"
+            raise UsageError(
+                f"{self._model} has no chat template {asked[:40]!r}: {known}. Use one of these, or a file: ./FILE.jinja."
+            )
+        if options.tools is not None and "tool_use" in own:
+            return own["tool_use"]
+        if own and "default" not in own:
+            raise UsageError(
+                f"{self._model} has several chat templates and none is its default: {names}. "
+                f"Choose one: --chat-template {min(own)}, or give the prompt without any: --raw."
+            )
+        return own.get("default")
 
     @property
     def eos_token_id(self) -> int | None:
@@ -69,21 +96,31 @@ class Tokenizer:
         """Whether a token is a mark for the model, which is never shown as text."""
         return token_id in self._special_ids
 
-    def encode(self, prompt: str | Sequence[Message], *, system: str | None = None, raw: bool = False) -> list[int]:
+    def encode(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        system: str | None = None,
+        raw: bool = False,
+        chat: ChatOptions = NO_OPTIONS,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> list[int]:
         """Return the ids of a prompt: a text or a conversation.
 
-        A text becomes what the user says, after `system`, if the model has a chat template; otherwise, and if `raw`,
-        it is taken as it is. Raises UsageError or TokenizerError.
+        A text becomes what the user says, after `system`, if there is a chat template; otherwise, and if `raw`,
+        it is taken as it is. `tell` is given what has no effect. Raises UsageError or TokenizerError.
         """
         if not isinstance(prompt, str):
             if system is not None:
                 raise UsageError("a conversation has its own system message: leave out --system.")
-            return self.encode_chat(prompt)
-        if self.has_chat_template and not raw:
-            return self.encode_chat(as_conversation(prompt, system))
+            return self.encode_chat(prompt, chat, tell)
+        if not raw and self.choose_template(chat) is not None:
+            return self.encode_chat(as_conversation(prompt, system), chat, tell)
+        why = "--raw leaves it out" if raw else f"{self._model} has none"
         if system is not None:
-            why = "--raw leaves it out" if raw else f"{self._model} has none"
             raise UsageError(f"a system message needs a chat template, and {why}. Leave out --system.")
+        if chat.given:
+            raise UsageError(f"{', '.join(chat.given)} needs a chat template, and {why}. Remove it, or name a template.")
         return self.encode_text(prompt)
 
     def encode_text(self, text: str) -> list[int]:
@@ -93,19 +130,21 @@ class Tokenizer:
         """
         return self._ids(text, add_special_tokens=True)
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Message], options: ChatOptions = NO_OPTIONS, tell: Callable[[str], None] = lambda _: None
+    ) -> list[int]:
         """Return the ids of a conversation, in the form of the model's chat template, up to where the model answers.
 
         Raises UsageError if it is no conversation, or not one for this template; TokenizerError if there is no
         template, or none that can be used.
         """
         conversation = check_messages(messages)
-        template = self.chat_template
+        template = self.choose_template(options)
         if template is None:
             raise TokenizerError(
                 f"{self._model} has no chat template, so it takes no conversation. Give it a text to continue instead."
             )
-        text = render_chat(template, conversation, self._tokenizer.special_tokens_map, self._model)
+        text = render_chat(template, conversation, self._tokenizer.special_tokens_map, self._model, options, tell)
         return self._ids(text, add_special_tokens=False)  # the template wrote them
 
     def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
@@ -128,6 +167,23 @@ class Tokenizer:
         """
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
+
+
+def _named_templates(templates: object, model: str) -> dict[str, str]:
+    """Return the templates of transformers' tokenizer by name; a single one is the default."""
+    named = templates if isinstance(templates, Mapping) else {"default": templates} if templates else {}
+    if not all(isinstance(template, str) for template in named.values()):
+        raise TokenizerError(f"the chat template of {model} is no text. Correct its tokenizer_config.json.")
+    return dict(named)
+
+
+def _template_beside(folder: Path) -> object:
+    """Return what chat_template.json says, where processors of older models keep the template; None without one."""
+    path = folder / "chat_template.json"
+    if not path.is_file():
+        return None
+    template = read_object(path).get("chat_template")
+    return {one["name"]: one["template"] for one in template} if isinstance(template, list) else template
 
 
 def _is_fault(error: BaseException) -> bool:

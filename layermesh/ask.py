@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-from layermesh.coordinator.chat import check_messages
+from layermesh.coordinator.conversation import ChatOptions, check_messages
 from layermesh.settings import GenerationSettings, Prompt, check_length, check_prompt, check_sampling, is_whole
 from layermesh.shared.errors import UsageError
 
@@ -34,8 +34,9 @@ class Ask:
             known = ", ".join(("id", *_PROMPTS, *_SETTINGS))
             raise UsageError(f"a line has no {', '.join(sorted(unknown))}; it has {known}.")
         own = {name: _checked(name, value[name]) for name in _SETTINGS if name in value}
-        merged = cast("GenerationSettings", {**settings, **own})
-        prompt = _prompt(value, merged)
+        merged = cast("GenerationSettings", {**settings, **own, **_variables(settings, own)})
+        chat = ChatOptions.of(merged)
+        prompt = _prompt(value, merged, chat)
         check_length(merged.get("max_new_tokens"))
         check_sampling(cast("GenerationSettings", own))
         return cls(index, _id(value.get("id")), prompt, merged)
@@ -54,7 +55,13 @@ def _id(value: Any) -> str | int | None:
     return value
 
 
-def _prompt(value: Mapping[str, Any], settings: GenerationSettings) -> Prompt:
+def _variables(settings: GenerationSettings, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a line's own variables of the chat template over those of the command; null: none at all."""
+    mine = own.get("chat_template_kwargs")
+    return {"chat_template_kwargs": {**(settings.get("chat_template_kwargs") or {}), **mine}} if isinstance(mine, dict) else {}
+
+
+def _prompt(value: Mapping[str, Any], settings: GenerationSettings, chat: ChatOptions) -> Prompt:
     """The one prompt of a line; anything but a text goes without a system message."""
     given = [name for name in _PROMPTS if name in value]
     if len(given) != 1:
@@ -63,6 +70,9 @@ def _prompt(value: Mapping[str, Any], settings: GenerationSettings) -> Prompt:
     if settings.get("system") is not None and (name != "prompt" or settings.get("raw")):
         what = "raw text" if name == "prompt" else name
         raise UsageError(f'a system message goes with a text in a chat template, not with {what}. Say "system": null here.')
+    if chat.given and (name == "prompt_ids" or (name == "prompt" and settings.get("raw"))):
+        first = chat.given[0]
+        raise UsageError(f'{first} goes with a chat template, and here is none. Set "{first}": null, or remove it.')
     return _READERS[name](value[name], settings)
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final, NoReturn
 from layermesh.ask import Ask
 from layermesh.settings import GenerationSettings
 from layermesh.shared.errors import UsageError
+from layermesh.text_files import decode_text
 
 STDIN: Final = "-"
 
@@ -39,11 +40,7 @@ def _read(path: str) -> str:
         content = sys.stdin.buffer.read() if path == STDIN else Path(path).read_bytes()
     except (OSError, ValueError) as error:
         raise UsageError(f"--input {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UsageError(f"{_name(path)}, line {line}: not UTF-8 text at byte {error.start} of the file.") from error
+    return decode_text(content, _name(path))
 
 
 def _parse(line: str) -> Any:

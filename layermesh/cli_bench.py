@@ -90,5 +90,5 @@ def run_bench(mesh: LayerMesh) -> Bench:
 
 
 def _prompt_length(local: LocalModel) -> int:
-    longest = local.definition.context_length
+    longest = local.context_length
     return NUM_PROMPT if longest is None else max(min(NUM_PROMPT, longest - NUM_NEW), 1)

@@ -53,7 +53,7 @@ def print_answer(
     if as_json:
         print_json(stream.answer.to_dict())
     if not quiet:
-        note(_summary(stream, stream.answer, mesh.local.definition.context_length))
+        note(_summary(stream, stream.answer, mesh.local.context_length))
         if stream.differs:
             note("note: this machine computes otherwise than the one that began; the text goes on from what there was")
         for notice in mesh.local.stage.notices:  # there are none before it has run

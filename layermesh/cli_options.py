@@ -38,6 +38,10 @@ GroupSize = Annotated[
     int | None,
     typer.Option(envvar="LAYERMESH_GROUP_SIZE", help="Weights that share a scale: 32, 64 or 128.  [default: 32]"),
 ]
+Context = Annotated[
+    int | None,
+    typer.Option(envvar="LAYERMESH_CONTEXT", help="Most tokens of prompt and answer.  [default: what the model states]"),
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 Offline = Annotated[bool, typer.Option("--offline", envvar="LAYERMESH_OFFLINE", help="Use only what is on this machine.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]

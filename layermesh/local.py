@@ -1,5 +1,6 @@
 """A model as this machine has it open: all of its layers here, or its part of a route of workers."""
 
+import logging
 import time
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -9,6 +10,7 @@ from typing import Any, Unpack
 import torch
 
 from layermesh.coordinator.answer import HopFigures
+from layermesh.coordinator.generation_config import read_generation_config
 from layermesh.coordinator.mesh_pipeline import MeshPipeline
 from layermesh.coordinator.pipeline import Line, Pipeline
 from layermesh.coordinator.plan import Plan, StagePlan
@@ -26,6 +28,7 @@ from layermesh.shared.library import resolve
 from layermesh.shared.library.home import unpacked_folder
 from layermesh.shared.manifest import Manifest
 from layermesh.shared.model.blocks import BlockTable
+from layermesh.shared.model.context import choose_context, context_notices
 from layermesh.shared.model.definition import ModelDefinition
 from layermesh.shared.model.unused_tensors import describe_unused
 from layermesh.shared.prediction import Prediction, predict
@@ -71,13 +74,15 @@ class LocalModel:
         self.checkpoint = use_pack(resolved, open_checkpoint(resolved.path, unpacked_folder()), options)
         self.planned_tokens: int | None = None  # the length of sequence that a plan makes room for
         self.fast_path = options.get("fast_path", True)
-        self.on_tell: Callable[[str], None] = options.get("tell", lambda _: None)  # what a user should know meanwhile
+        self.on_tell: Callable[[str], None] = options.get("tell", _log)  # what a user should know meanwhile
+        self._warned: set[str] = set()
         self.on_wait: Callable[[], None] = lambda: None  # called now and then while other machines compute
         self.on_progress: Callable[[str, str, int, int], None] = lambda *_: None  # who does what, and how far it is in bytes
         self.remote_stages: tuple[StagePlan, ...] = ()
         self.has_part = True  # of the layers or the head, where a route goes through workers
         self.predicted: Prediction | None = None  # for a route
         self.definition, self.table = self._define(_dtype(options.get("dtype")))
+        self.context_length = choose_context(self.definition, options.get("context"), self.name)
         self.dtype: torch.dtype = self.definition.model.dtype
         self.budget = choose_budget(self.device, self.device_budget_bytes, self.host_budget_bytes)
         if self.budget.notice is not None:  # less than was asked for
@@ -92,11 +97,18 @@ class LocalModel:
         self.line: Line = Pipeline([self.stage])
         self.load_seconds = time.monotonic() - began
 
+    def warn_once(self, text: str) -> None:
+        """Tell the user `text`, the first time that it is so."""
+        if text not in self._warned:
+            self._warned.add(text)
+            self.on_tell(f"note: {text}")
+
     @property
     def notices(self) -> tuple[str, ...]:
         """What the user should know about the model and how it runs."""
         unused = (describe_unused(self.table.unused),) if self.table.unused else ()
-        return (*self._notices, *newer_than_tested(), *unused, *self.stage.notices)
+        context = context_notices(self.definition, self.context_length)
+        return (*self._notices, *newer_than_tested(), *unused, *context, *self.stage.notices)
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -106,8 +118,8 @@ class LocalModel:
 
     @cached_property
     def generation_config(self) -> dict[str, Any]:
-        """What generation_config.json says; empty where there is none."""
-        return _read_json(self.checkpoint.config_dir / "generation_config.json")
+        """What generation_config.json says, or in older models config.json; empty where neither says anything."""
+        return read_generation_config(self.checkpoint.config_dir, self.config)
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -218,7 +230,7 @@ class LocalModel:
 
     def reserve_for_plan(self) -> None:
         """Make room for as long a sequence as fits, from what is usual down to a short one."""
-        for size in (sizes := planned_sizes(self.definition.context_length)):
+        for size in (sizes := planned_sizes(self.context_length)):
             try:
                 self.reserve(PLANNING, size.num_tokens, size.num_tokens)
             except BudgetError:
@@ -237,6 +249,11 @@ class LocalModel:
 
     def _open_stage(self, span: LayerSpan) -> Stage:
         return open_stage(self.checkpoint, self.definition, self.table, span, self.device, self.budget)
+
+
+def _log(text: str) -> None:
+    """Show a user of the Python API what nobody else asked to be told; on stderr unless logging is set up otherwise."""
+    logging.getLogger("layermesh").warning(text)
 
 
 def _dtype(name: str | None) -> torch.dtype | None:

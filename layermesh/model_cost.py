@@ -13,7 +13,7 @@ LOGIT_BYTES = 4
 def model_cost(local: LocalModel) -> ModelCost:
     """Return the sizes of `local`, block by block, with caches for a sequence of usual length."""
     definition, table = local.definition, local.table
-    size = planned_sizes(definition.context_length)[0]
+    size = planned_sizes(local.context_length)[0]
     one = Footprint.of(definition, LayerSpan(0, 1), table, local.device.type)
     working = one.working_bytes(size)
     per_layer = one.cache_bytes_per_token * size.num_tokens // 2 + one.state_bytes  # which is for one more layer than there are

@@ -28,7 +28,7 @@ class Reply:
         began: float,
         known: Sequence[int] = (),
     ) -> None:
-        sampler = Sampler(request.params, request.prompt_ids)
+        sampler = Sampler(request.params, request.prompt_ids, max_new_tokens=limits.max_new_tokens, stop_ids=limits.stop_ids)
         self.answering = Answering(session, request.prompt_ids, sampler, limits, chunk, known)
         self.answer: Answer | None = None
         self._local = local

@@ -1,19 +1,23 @@
 """What is asked of a model: a prompt and settings, made into ids, limits and a way to choose."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeGuard, cast
 
-from layermesh.coordinator.chat import Message
+from layermesh.coordinator.conversation import ChatOptions, Message
 from layermesh.coordinator.generation import Limits
+from layermesh.coordinator.generation_config import AnswerLimits, unapplied_settings
 from layermesh.coordinator.journal import Beginning
 from layermesh.coordinator.sampling import SamplingParams
+from layermesh.coordinator.score_settings import check_score_ids
 from layermesh.coordinator.stop_tokens import stop_token_ids
 from layermesh.coordinator.text_stream import TextStream
 from layermesh.coordinator.tokenizer import Tokenizer
 from layermesh.local import LocalModel
 from layermesh.settings import GenerationSettings, Prompt, check_length, check_prompt, check_sampling, is_whole, sampling
 from layermesh.shared.errors import BudgetError, CheckpointError, TokenizerError, UsageError
+from layermesh.shared.model.context import why_not_longer
 
 DEFAULT_NEW_TOKENS = 512
 LEAST_NEW_TOKENS = 64  # what an answer may shrink to where memory is short and nobody asked for a length
@@ -46,22 +50,16 @@ class Request:
     @classmethod
     def make(cls, local: LocalModel, prompt: Prompt, settings: GenerationSettings) -> "Request":
         """Return what `prompt` and `settings` ask of `local`; raises UsageError, TokenizerError or CheckpointError."""
-        max_new_tokens, raw = settings.get("max_new_tokens"), settings.get("raw", False)
-        stop = _stop_strings(settings.get("stop", ()))
+        max_new_tokens = settings.get("max_new_tokens")
         tokenizer = _tokenizer(local, prompt)
-        prompt_ids = _encode(local, prompt, tokenizer, system=settings.get("system"), raw=raw)
-        stop_ids = stop_token_ids(local.generation_config, local.config, tokenizer, chat=not raw)
-        return cls(
-            prompt_ids,
-            Limits(
-                _most_new_tokens(local, len(prompt_ids), max_new_tokens),
-                frozenset() if settings.get("ignore_eos", False) else stop_ids,
-            ),
-            max_new_tokens is None,
-            _params(local, settings),
-            TextStream(tokenizer, stop),
-            stop,
-        )
+        chat = ChatOptions.of(settings)
+        prompt_ids = _encode(local, prompt, tokenizer, chat, system=settings.get("system"), raw=settings.get("raw", False))
+        params, own = _params(local, settings), _own_limits(local)
+        stop, stop_ids = _ends(local, settings, tokenizer, own)
+        limits = Limits(_most_new_tokens(local, len(prompt_ids), max_new_tokens, own), stop_ids)
+        for line in unapplied_settings(local.generation_config):
+            local.warn_once(f"{line}. Answers may differ from those of transformers.")
+        return cls(prompt_ids, limits, max_new_tokens is None, params, TextStream(tokenizer, stop), stop)
 
     def fit(self, reserve: Callable[[int, int], int]) -> tuple[Limits, int]:
         """Return the limits for which `reserve` finds room, and what it returns.
@@ -82,11 +80,49 @@ class Request:
 def _params(local: LocalModel, settings: GenerationSettings) -> SamplingParams:
     """Put together what was given and what the model's generation_config.json says; each answers for its own."""
     check_sampling(settings)
+    with _naming_the_file(local):
+        params = SamplingParams.resolve(local.generation_config, **sampling(settings))
+        check_score_ids(params.score_settings, local.definition.vocab_size)
+        return params
+
+
+def _own_limits(local: LocalModel) -> AnswerLimits:
+    with _naming_the_file(local):
+        return AnswerLimits.of(local.generation_config)
+
+
+@contextmanager
+def _naming_the_file(local: LocalModel) -> Iterator[None]:
+    """Turn a complaint about a value of generation_config.json into CheckpointError."""
     try:
-        return SamplingParams.resolve(local.generation_config, **sampling(settings))
+        yield
     except (ValueError, TypeError) as error:
         path = local.checkpoint.config_dir / "generation_config.json"
+        path = path if path.is_file() else path.with_name("config.json")
         raise CheckpointError(f"{path} cannot be meant so: {error}. Correct or remove it.") from error
+
+
+def _ends(
+    local: LocalModel, settings: GenerationSettings, tokenizer: Tokenizer | None, own: AnswerLimits
+) -> tuple[tuple[str, ...], frozenset[int]]:
+    """Return the texts and the token ids that end the answer; a caller's texts come instead of the model's.
+
+    A text that is a special token counts as its id: special tokens never become text.
+    """
+    stop, ignores = _stop_strings(settings.get("stop", ())), settings.get("ignore_eos", False)
+    if not stop and not ignores and own.stop_strings:
+        if tokenizer is None:
+            local.warn_once("stop_strings of generation_config.json is not applied: the model has no tokenizer.")
+        else:
+            stop = own.stop_strings
+    marks = {tokenizer.token_id(text) for text in stop} if tokenizer is not None else set()
+    ids = frozenset(id_ for id_ in marks if id_ is not None and tokenizer is not None and tokenizer.is_special(id_))
+    if ignores:
+        return stop, ids
+    in_chat = not settings.get("raw", False)
+    asked = settings.get("chat_template")
+    template = tokenizer.choose_template(ChatOptions(asked)) if tokenizer is not None and in_chat and asked else None
+    return stop, ids | stop_token_ids(local.generation_config, local.config, tokenizer, chat=in_chat, template=template)
 
 
 def _tokenizer(local: LocalModel, prompt: Prompt) -> Tokenizer | None:
@@ -100,16 +136,22 @@ def _tokenizer(local: LocalModel, prompt: Prompt) -> Tokenizer | None:
     return local.tokenizer or Tokenizer.load(None, local.name)
 
 
-def _encode(local: LocalModel, prompt: Prompt, tokenizer: Tokenizer | None, *, system: str | None, raw: bool) -> list[int]:
+def _encode(
+    local: LocalModel, prompt: Prompt, tokenizer: Tokenizer | None, chat: ChatOptions, *, system: str | None, raw: bool
+) -> list[int]:
     if _is_ids(prompt):
         if system is not None:
             raise UsageError("a system message goes with a text, not with token ids. Leave out --system.")
+        if chat.given:
+            raise UsageError(f"{', '.join(chat.given)} goes with a text or a conversation, not with token ids. Remove it.")
         token_ids = list(prompt)
     else:
         if isinstance(prompt, str):
             check_prompt(prompt, raw=raw)
         assert tokenizer is not None
-        token_ids = tokenizer.encode(cast("str | Sequence[Message]", prompt), system=system, raw=raw)
+        token_ids = tokenizer.encode(
+            cast("str | Sequence[Message]", prompt), system=system, raw=raw, chat=chat, tell=local.warn_once
+        )
     check_prompt(token_ids, raw=raw)
     vocab_size = local.definition.vocab_size
     if not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
@@ -119,14 +161,23 @@ def _encode(local: LocalModel, prompt: Prompt, tokenizer: Tokenizer | None, *, s
     return token_ids
 
 
-def _most_new_tokens(local: LocalModel, num_prompt: int, max_new_tokens: int | None) -> int:
+def _most_new_tokens(local: LocalModel, num_prompt: int, max_new_tokens: int | None, own: AnswerLimits) -> int:
+    """Return what was asked for, else what the model's generation_config.json says, within the context and its `max_length`."""
     check_length(max_new_tokens)
-    wanted = max_new_tokens or DEFAULT_NEW_TOKENS
-    room = local.definition.context_length
+    wanted = max_new_tokens or own.max_new_tokens or DEFAULT_NEW_TOKENS
+    if max_new_tokens is None and own.max_new_tokens is None and own.max_length is not None:
+        if num_prompt >= own.max_length:
+            raise UsageError(
+                f"the prompt has {num_prompt} tokens, and generation_config.json of {local.name} allows {own.max_length}, the "
+                "answer included. Set a length for the answer: --max-new-tokens 64."
+            )
+        wanted = min(wanted, own.max_length - num_prompt)
+    room = local.context_length
     if room is not None and num_prompt >= room:
+        more = "" if why_not_longer(local.definition) else f", or allow more with --context {num_prompt + wanted}"
         raise UsageError(
             f"the prompt has {num_prompt} tokens and {local.name} takes at most {room}, its answer included. "
-            "Shorten the prompt."
+            f"Shorten the prompt{more}."
         )
     return wanted if room is None else min(wanted, room - num_prompt)
 
@@ -135,8 +186,8 @@ def _is_ids(prompt: Prompt) -> TypeGuard[Sequence[int]]:
     return isinstance(prompt, Sequence) and not isinstance(prompt, str | bytes) and all(map(is_whole, prompt))
 
 
-def _stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
-    strings = (stop,) if isinstance(stop, str) else tuple(stop)
+def _stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if not all(isinstance(string, str) for string in strings):
         raise UsageError(f"stop strings are text, not {stop!r}.")
     return strings

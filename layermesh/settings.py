@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from layermesh.shared.library import Progress
 
 DTYPES: Final = ("float32", "bfloat16", "float16")
+MAX_CONTEXT: Final = 2**31 - 1
 MAX_SESSIONS: Final = 32  # aboard at once, unless somebody says otherwise
 RESULT_OPTIONS: Final = ("dtype", "fast_path", "quantize", "group_size", "revision")  # those that change what is computed
+_OF_TEMPLATES: Final = ("chat_template", "chat_template_kwargs", "tools", "documents")
 _SAMPLING: Final = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
 
-Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
+Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int]
 
 
 class OpeningOptions(TypedDict, total=False):
@@ -27,7 +29,8 @@ class OpeningOptions(TypedDict, total=False):
     `device` is "cpu", "cuda" or "cuda:N" (None: the best there is), budgets are bytes or text such as "4GB" (None: most of
     what is free), `dtype` is "float32", "bfloat16" or "float16" (None: the checkpoint's own where the device does it
     well). `fast_path` False runs transformers' own layers where layermesh has leaner ones. `quantize` "int4" or "int8" packs
-    the model once and runs it so, `group_size` weights (32, 64 or 128) to a scale. `revision` is the branch, tag or commit of
+    the model once and runs it so, `group_size` weights (32, 64 or 128) to a scale. `context` is the most tokens of a prompt and
+    its answer (None: what the model states). `revision` is the branch, tag or commit of
     a hub model; `offline` fetches nothing; `progress` watches downloads and packing.
 
     `workers` are addresses (HOST:PORT) of machines that run a part; others are found where `discover` is not False. `spread`
@@ -42,6 +45,7 @@ class OpeningOptions(TypedDict, total=False):
     fast_path: bool
     quantize: str | None
     group_size: int | None
+    context: int | None
     revision: str | None
     offline: bool
     progress: "Progress | None"
@@ -60,6 +64,9 @@ class GenerationSettings(TypedDict, total=False):
     times as likely as the likeliest; the same `seed` draws the same. `repetition_penalty` above 1 repeats less. `stop` is a
     text, or several, before which the answer ends. `system` tells the model its role, `raw` leaves the chat template out,
     and `ignore_eos` goes on past the model's own end.
+
+    `chat_template` is the name of one of the model's templates, or a template itself. `tools` and `documents` are lists of
+    JSON objects for the template, and `chat_template_kwargs` are more variables of it, such as {"enable_thinking": False}.
     """
 
     max_new_tokens: int | None
@@ -73,6 +80,10 @@ class GenerationSettings(TypedDict, total=False):
     system: str | None
     raw: bool
     ignore_eos: bool
+    chat_template: str | None
+    chat_template_kwargs: Mapping[str, Any] | None
+    tools: Sequence[Mapping[str, Any]] | None
+    documents: Sequence[Mapping[str, Any]] | None
 
 
 def check_names(given: Mapping[str, object], known: type, what: str) -> None:
@@ -90,6 +101,9 @@ def check_opening(options: OpeningOptions) -> None:
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"no dtype {dtype!r}; say {', '.join(DTYPES)}.")
     packed_form(options)
+    context = options.get("context")
+    if context is not None and not (is_whole(context) and 1 <= context <= MAX_CONTEXT):
+        raise UsageError(f"a context is a whole number of tokens, 1 to {MAX_CONTEXT}, not {context!r}. Set --context 8192.")
     for address in options.get("workers", ()):
         parse_address(address)
     if options.get("alone") and (options.get("workers") or options.get("spread")):
@@ -177,6 +191,11 @@ def check_sampling(settings: GenerationSettings) -> None:
         SamplingParams.resolve({}, **sampling(settings))
     except (ValueError, TypeError) as error:
         raise UsageError(f"{error}.") from error
+
+
+def chat_options(settings: GenerationSettings) -> dict[str, Any]:
+    """Return those of the settings that a chat template is rendered with."""
+    return {name: value for name, value in settings.items() if name in _OF_TEMPLATES and value is not None}
 
 
 def sampling(settings: GenerationSettings) -> dict[str, Any]:

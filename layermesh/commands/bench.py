@@ -1,6 +1,7 @@
 """`layermesh bench`."""
 
 from layermesh.cli_options import (
+    Context,
     Debug,
     Device,
     DeviceMemory,
@@ -29,6 +30,7 @@ def bench(
     no_fast_path: NoFastPath = False,
     quantize: Quantize = None,
     group_size: GroupSize = None,
+    context: Context = None,
     revision: Revision = None,
     offline: Offline = False,
     as_json: Json = False,
@@ -37,7 +39,7 @@ def bench(
     """Measure this machine with a model: disk, weights, prefill, decode, and how near the bound that comes."""
     with reporting(debug):
         options = opening_options(
-            device, device_memory, host_memory, dtype, no_fast_path, quantize, group_size, revision, offline
+            device, device_memory, host_memory, dtype, no_fast_path, quantize, group_size, context, revision, offline
         )
         options["alone"] = True
         with open_mesh(model, options) as mesh:

@@ -7,6 +7,7 @@ import typer
 
 from layermesh.cli_options import (
     Alone,
+    Context,
     Debug,
     Device,
     DeviceMemory,
@@ -26,6 +27,7 @@ from layermesh.cli_options import (
 from layermesh.commands.app import app
 from layermesh.commands.opening import mesh_options, open_mesh, opening_options
 from layermesh.commands.prompt import read_prompt
+from layermesh.commands.template import chosen_template, template_variables
 from layermesh.interrupts import ending
 from layermesh.reporting import reporting
 from layermesh.settings import (
@@ -76,6 +78,13 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="End the answer before this text; may be given several times.")] = None,
     system: Annotated[str | None, typer.Option(help="What the model should know about its role.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it is, without the chat template.")] = False,
+    chat_template: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="Which of the model's chat templates, or a file with another.")
+    ] = None,
+    template_arg: Annotated[
+        list[str] | None,
+        typer.Option("--template-arg", metavar="NAME=JSON", help="A variable of the template: enable_thinking=false."),
+    ] = None,
     prompt_ids: Annotated[str | None, typer.Option(help="Token ids instead of text, such as 5,6,7.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on to the limit, past the end of the text.")] = False,
     input_path: Annotated[
@@ -95,6 +104,7 @@ def generate(
     no_fast_path: NoFastPath = False,
     quantize: Quantize = None,
     group_size: GroupSize = None,
+    context: Context = None,
     revision: Revision = None,
     offline: Offline = False,
     worker: Worker = None,
@@ -127,9 +137,11 @@ def generate(
             system=system,
             raw=raw,
             ignore_eos=ignore_eos,
+            chat_template=chosen_template(chat_template),
+            chat_template_kwargs=template_variables(template_arg or ()),
         )
         options = opening_options(
-            device, device_memory, host_memory, dtype, no_fast_path, quantize, group_size, revision, offline
+            device, device_memory, host_memory, dtype, no_fast_path, quantize, group_size, context, revision, offline
         )
         options.update(mesh_options(worker, no_discovery=no_discovery, spread=spread, alone=alone))
         check_opening(options)

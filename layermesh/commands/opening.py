@@ -20,6 +20,7 @@ def opening_options(
     no_fast_path: bool,
     quantize: str | None,
     group_size: int | None,
+    context: int | None,
     revision: str | None,
     offline: bool,
 ) -> OpeningOptions:
@@ -32,6 +33,7 @@ def opening_options(
         fast_path=not no_fast_path,
         quantize=quantize,
         group_size=group_size,
+        context=context,
         revision=revision,
         offline=offline,
     )
@@ -47,6 +49,10 @@ def tell(text: str) -> None:
     note(harmless(text))
 
 
+def _say_nothing(_: str) -> None:
+    """Stand in for `tell` where only the answer and errors are wanted."""
+
+
 @contextmanager
 def open_mesh(model: str | None, options: OpeningOptions, *, quiet: bool = False) -> Iterator["LayerMesh"]:
     """Open the model, after a look at what can be known to be wrong before anything heavy is imported."""
@@ -60,9 +66,9 @@ def open_mesh(model: str | None, options: OpeningOptions, *, quiet: bool = False
     with ending(at_once=True):  # C extensions swallow a KeyboardInterrupt
         from layermesh.mesh import LayerMesh
 
+    options["tell"] = _say_nothing if quiet else tell
     if not quiet:
         options["progress"] = DownloadLine()
-        options["tell"] = tell
     with LayerMesh(name, **options) as mesh:
         check_interrupt()
         for notice in () if quiet else mesh.local.notices:

@@ -6,6 +6,7 @@ import typer
 
 from layermesh.cli_options import (
     Alone,
+    Context,
     Debug,
     Device,
     DeviceMemory,
@@ -37,6 +38,7 @@ def plan(
     no_fast_path: NoFastPath = False,
     quantize: Quantize = None,
     group_size: GroupSize = None,
+    context: Context = None,
     revision: Revision = None,
     offline: Offline = False,
     worker: Worker = None,
@@ -53,7 +55,7 @@ def plan(
     """Show a model's blocks, what would stay in memory, what would stream, and how fast that should be."""
     with reporting(debug):
         options = opening_options(
-            device, device_memory, host_memory, dtype, no_fast_path, quantize, group_size, revision, offline
+            device, device_memory, host_memory, dtype, no_fast_path, quantize, group_size, context, revision, offline
         )
         options.update(mesh_options(worker, no_discovery=no_discovery, spread=spread, alone=alone))
         with open_mesh(model, options) as mesh:

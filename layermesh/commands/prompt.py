@@ -4,10 +4,14 @@ import sys
 
 from layermesh.settings import Prompt
 from layermesh.shared.errors import UsageError
+from layermesh.text_files import decode_text
 
 
 def read_prompt(text: str | None, ids: str | None) -> Prompt:
-    """Return the prompt from the command line or standard input: a text, or a list of token ids."""
+    """Return the prompt from the command line, as it is, or from standard input: a text, or a list of token ids.
+
+    Text of standard input comes without byte order mark and carriage returns. Raises UsageError.
+    """
     if ids is not None:
         if text is not None:
             raise UsageError("give a prompt or --prompt-ids, not both.")
@@ -19,7 +23,4 @@ def read_prompt(text: str | None, ids: str | None) -> Prompt:
         return text
     if text is None and sys.stdin.isatty():
         raise UsageError('there is no prompt. Say: layermesh generate "Why is the sky blue?"')
-    try:
-        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"standard input is not UTF-8 text at byte {error.start}.") from error
+    return decode_text(sys.stdin.buffer.read(), "standard input").removesuffix("\n")

@@ -15,7 +15,8 @@ SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 _SETTINGS: Final = re.compile(
     r"config\.json|generation_config\.json|tokenizer[\w.-]*\.json|[\w.-]+\.(?:model|jinja|tiktoken)|vocab[\w.-]*\.(?:json|txt)"
-    r"|merges[\w.-]*\.txt|special_tokens_map\.json|added_tokens\.json|chat_template[\w.-]*",
+    r"|merges[\w.-]*\.txt|special_tokens_map\.json|added_tokens\.json|chat_template[\w.-]*"
+    r"|additional_chat_templates/[\w.-]+\.jinja",
     re.ASCII,
 )
 _NO_MODEL: Final = re.compile(r"consolidated|adapter_")  # Mistral's own copy of the same weights; a LoRA

@@ -16,6 +16,7 @@ from transformers import logging as transformers_logging
 from layermesh.shared.checkpoints.packing import Packing
 from layermesh.shared.errors import CheckpointError, UnsupportedModelError
 from layermesh.shared.light_imports import load_compiler
+from layermesh.shared.model.context import stated_context
 from layermesh.shared.model.foreign_code import leave_out_foreign_code
 from layermesh.shared.model.meta_device import LightMeta
 from layermesh.shared.model.quant_config import QuantScheme
@@ -91,13 +92,8 @@ class ModelDefinition:
 
     @property
     def context_length(self) -> int | None:
-        """The most tokens a sequence may have; None where the architecture sets no limit."""
-        config = self.model.config.get_text_config(decoder=True)
-        for name in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"):
-            length = getattr(config, name, None)
-            if isinstance(length, int) and length > 0:
-                return length
-        return None
+        """The most tokens a sequence may have by the model's configuration; None where the architecture sets no limit."""
+        return stated_context(self.model.config.get_text_config(decoder=True))
 
 
 def read_config(config_dir: Path) -> Any:

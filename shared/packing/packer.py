@@ -29,7 +29,7 @@ from layermesh.shared.quant.tiles import packing_tile
 _SMALL_FILES_BYTES: Final = 32 << 20  # configuration, tokenizer, index
 _COMPANIONS: Final = (
     "*.model", "tokenizer*.json", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
-    "generation_config.json", "*.jinja", "*.tiktoken", "tekken.json", "spiece.model",
+    "generation_config.json", "*.jinja", "additional_chat_templates/*.jinja", "*.tiktoken", "tekken.json", "spiece.model",
 )  # fmt: skip
 
 
@@ -76,20 +76,21 @@ def _packing(definition: ModelDefinition, request: PackRequest, selection: Selec
 def _finish(folder: Path, checkpoint: Checkpoint, files: Sequence[PackedFile], packing: Packing, journal: "_Journal") -> None:
     config = read_object(checkpoint.config_dir / "config.json") | {"quantization_config": packing.to_config()}
     _write(folder / "config.json", _json(config))
-    for companion in _companions(checkpoint):
-        shutil.copyfile(companion, folder / companion.name)
+    for name, companion in _companions(checkpoint):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(companion, folder / name)
     journal.close()
     weight_map = {tensor.name: file.name for file in files for tensor in file.tensors}
     total = sum(tensor.num_bytes for file in files for tensor in file.tensors)
     _write(folder / INDEX, _json({"metadata": {"total_size": total}, "weight_map": weight_map}))
 
 
-def _companions(checkpoint: Checkpoint) -> Iterator[Path]:
-    """The small files that belong to a model: tokenizer, chat template, generation settings."""
+def _companions(checkpoint: Checkpoint) -> Iterator[tuple[Path, Path]]:
+    """Yield the small files that belong to a model, and their names in it: tokenizer, chat templates, generation settings."""
     folders = {checkpoint.config_dir, checkpoint.tokenizer_dir or checkpoint.config_dir}
     for folder in folders:
         for pattern in _COMPANIONS:
-            yield from (file for file in folder.glob(pattern) if file.is_file())
+            yield from ((file.relative_to(folder), file) for file in folder.glob(pattern) if file.is_file())
 
 
 class _Journal:

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from layermesh.coordinator.chat import as_conversation, check_messages, render_chat
+from layermesh.coordinator.chat import render_chat
+from layermesh.coordinator.conversation import ChatOptions, as_conversation, check_messages
 from layermesh.shared.errors import LayermeshError, TokenizerError, UsageError
+from tests.coordinator.tiny_tokenizers import byte_level_bpe, wrap
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 TALK = [
@@ -190,7 +192,10 @@ def test_the_sandbox_is_told_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None
     "messages",
     [None, [], "hi", {"role": "user", "content": "x"}, ["hi"], [{"role": "user"}], [{"role": "user", "content": None}],
      [{"role": 1, "content": "x"}], [{"role": "user", "content": "x", "more": "y"}],
-     [{"role": "user", "content": [{"type": "text", "text": "x"}]}]],
+     [{"role": "user", "content": 5}], [{"role": "user", "content": "x", "name": 5}],
+     [{"role": "user", "content": ["x"]}], [{"role": "user", "content": [{"type": "text"}]}],
+     [{"role": "user", "content": [{"text": "x"}]}], [{"role": "user", "content": [{"type": "poem", "text": "x"}]}],
+     [{"role": "user", "content": "x", "tool_calls": {1, 2}}], [{"role": "user", "content": "x", "documents": [float("nan")]}]],
     ids=repr,
 )  # fmt: skip
 def test_what_is_no_conversation_is_refused(messages: Any) -> None:
@@ -209,3 +214,153 @@ def test_a_prompt_becomes_a_conversation() -> None:
     user = {"role": "user", "content": "Hi"}
     assert as_conversation("Hi") == check_messages([user]) == [user]
     assert as_conversation("Hi", "Be brief.") == [TALK[0], user]
+
+
+QWEN = """
+{%- if tools %}
+    {{- '<|im_start|>system\n# Tools\n<tools>' }}
+    {%- for tool in tools %}{{- "\n" }}{{- tool | tojson }}{%- endfor %}
+    {{- "\n</tools><|im_end|>\n" }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.content is string %}{%- set content = message.content %}{%- else %}{%- set content = '' %}{%- endif %}
+    {%- if message.role == "assistant" %}
+        {{- '<|im_start|>assistant\n' }}
+        {%- if message.reasoning_content is string %}{{- '<think>' + message.reasoning_content + '</think>' }}{%- endif %}
+        {{- content.split('</think>')[-1] }}
+        {%- for call in message.tool_calls or [] %}
+            {%- if call.function %}{%- set call = call.function %}{%- endif %}
+            {{- '\n<tool_call>{"name": "' ~ call.name ~ '", "arguments": ' }}
+            {%- if call.arguments is string %}{{- call.arguments }}{%- else %}{{- call.arguments | tojson }}{%- endif %}
+            {{- '}</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\n' }}
+    {%- elif message.role == "tool" %}
+        {{- '<|im_start|>user\n<tool_response ' ~ (message.tool_call_id or '') ~ '>' }}
+        {{- content + '</tool_response><|im_end|>\n' }}
+    {%- else %}
+        {{- '<|im_start|>' + message.role ~ (' ' ~ message.name if message.name else '') + '\n' + content + '<|im_end|>\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}
+{%- endif %}
+"""
+PARTS = (
+    "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{% if m.content is string %}{{ m.content | trim }}{% else %}"
+    "{% for part in m.content %}{% if part.type == 'text' %}{{ part.text | trim }}{% endif %}{% endfor %}{% endif %}"
+    "{% endfor %}"
+    "{% for d in documents or [] %}[{{ d.title }}: {{ d.text }}]{% endfor %}{{ date or 'today' }}{{ add_generation_prompt }}"
+)
+ONLY_PARTS = (
+    "{% for m in messages %}<{{ m.role }}>{% for part in m.content %}{% if part['type'] == 'text' %}{{ part['text'] }}"
+    "{% endif %}{% endfor %}{% endfor %}"
+)
+CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Köln", "days": [1, 2.5, None]}}}
+RICH = {
+    "a name": [{"role": "user", "name": "bob", "content": "hi"}],
+    "a tool": [
+        {"role": "user", "content": "Rain?"},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "c1", "name": "weather", "content": "wet"},
+        {"role": "assistant", "content": "Yes.", "reasoning_content": "wet is rain"},
+        {"role": "user", "content": "Thanks", "name": None},
+    ],
+    "arguments as text": [
+        {"role": "user", "content": "Rain?"},
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": '{"a": 1}'}}]},
+    ],
+    "reasoning by another name": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "reasoning": "z"}],
+}
+PARTED = [
+    {"role": "user", "content": [{"type": "text", "text": "Hello "}, {"type": "text", "text": "world", "cache": {"a": 1}}]}
+]
+OPTIONS = {
+    "none": {},
+    "variables": {"variables": {"enable_thinking": False, "date": "1 May", "bos_token": "<x>"}},
+    "tools and documents": {
+        "tools": [{"type": "function", "function": {"name": "weather", "parameters": {"city": {"type": "string"}}}}],
+        "documents": [{"title": "A", "text": "B"}],
+    },
+    "no prompt": {"variables": {"add_generation_prompt": False}},
+}
+
+
+def theirs(template: str, messages: list[dict[str, Any]], tmp_tokenizer: Any, options: ChatOptions) -> str:
+    asked = {"add_generation_prompt": True, **options.variables}
+    return tmp_tokenizer.apply_chat_template(
+        messages, chat_template=template, tokenize=False, tools=options.tools, documents=options.documents, **asked
+    )
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return wrap(byte_level_bpe())
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize(
+    ("template", "messages"),
+    [*((QWEN, messages) for messages in RICH.values()), (PARTS, PARTED), (PARTS, TALK), (ONLY_PARTS, PARTED)],
+    ids=[*RICH, "parts", "texts where parts are known", "only parts"],
+)
+def test_whatever_a_conversation_has_is_rendered_as_by_transformers(
+    tokenizer: Any, template: str, messages: list[dict[str, Any]], options: dict[str, Any]
+) -> None:
+    asked = ChatOptions(**options)
+    ours = render_chat(template, check_messages(messages), tokenizer.special_tokens_map, "toy", asked)
+    assert ours == theirs(template, messages, tokenizer, asked)
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA_3, MISTRAL, QWEN], ids=["chatml", "llama-3", "mistral", "qwen"])
+def test_a_template_that_knows_texts_only_is_given_texts(template: str) -> None:
+    flat = [{"role": "user", "content": "Hello \nworld"}]
+    assert render(template, PARTED) == render(template, flat)
+
+
+def test_a_template_that_knows_parts_only_is_given_parts() -> None:
+    assert render(ONLY_PARTS, [TALK[0], TALK[3]]) == "<system>Be brief.<user>Bye"
+
+
+def test_thoughts_that_a_template_leaves_out_stay_out() -> None:
+    talk = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "<think>hm</think>b"},
+        {"role": "user", "content": "c"},
+    ]
+    assert "hm" not in render(QWEN, talk)
+
+
+@pytest.mark.parametrize(
+    ("given", "unread"),
+    [
+        ({"variables": {"enable_thinking": False}}, []),
+        ({"variables": {"enable_thinkin": False}}, ["enable_thinkin"]),
+        ({"documents": [{"text": "x"}], "tools": []}, ["documents"]),
+    ],
+    ids=["read", "misspelt", "documents"],
+)
+def test_what_a_template_does_not_read_is_named(given: dict[str, Any], unread: list[str]) -> None:
+    said: list[str] = []
+    render_chat(QWEN, TALK, SPECIAL, "toy", ChatOptions(**given), said.append)
+    assert [
+        name for name in ("enable_thinking", "enable_thinkin", "documents", "tools") if f" {name}:" in "".join(said)
+    ] == unread
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"variables": {"messages": []}}, {"variables": {"continue_final_message": True}}, {"variables": {"a": {1}}},
+     {"variables": ["a"]}, {"tools": {"a": 1}}, {"tools": ["a"]}, {"documents": [{"a": float("inf")}]}, {"template": ""}],
+    ids=str,
+)  # fmt: skip
+def test_options_that_cannot_be_meant_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"chat_template|tools|documents"):
+        ChatOptions(**options)
+
+
+@pytest.mark.parametrize("kind", ["image_url", "image", "input_audio", "video", "file"])
+def test_a_part_that_is_no_text_is_refused_by_its_type(kind: str) -> None:
+    with pytest.raises(UsageError, match=f"message 1 has a part of type '{kind}'"):
+        check_messages([TALK[0], {"role": "user", "content": [{"type": "text", "text": "x"}, {"type": kind, kind: "y"}]}])

@@ -16,6 +16,9 @@ class Greedy:
     def sample(self, logits: torch.Tensor) -> int:
         return int(logits.argmax())
 
+    def overrule(self, token_id: int) -> None:
+        raise NotImplementedError
+
 
 class Counting:
     """A model of one layer that says one more than the last token."""

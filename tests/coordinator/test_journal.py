@@ -16,7 +16,7 @@ BEGINNING = Beginning(
     {"dtype": None, "fast_path": True},
     (1, 2, 3),
     Limits(7, frozenset({2})),
-    SamplingParams(0.5, 40, 0.9, 0.0, 1.1, 12345),
+    SamplingParams(0.5, 40, 0.9, 0.0, 1.1, 12345, {"suppress_tokens": [3, 4], "sequence_bias": [[[1, 2], -1.5]]}),
     ("STOP",),
     16,
 )

@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from layermesh.coordinator.sampling import Sampler, SamplingParams
 from layermesh.shared.errors import ModelError
+from tests.coordinator.sampling_models import continue_prompt, tiny_llama
 
 OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "seed": 7}
 LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=40)
@@ -25,20 +26,7 @@ def sample(logits: list[float], **changed: Any) -> int:
 
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        initializer_range=0.3, bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
-
-
-def continue_prompt(model: LlamaForCausalLM, chosen: SamplingParams, prompt: list[int], num_tokens: int) -> list[int]:
-    sampler, ids = Sampler(chosen, prompt), list(prompt)
-    with torch.inference_mode():
-        for _ in range(num_tokens):
-            ids.append(sampler.sample(model(torch.tensor([ids])).logits[0, -1]))
-    return ids
+    return tiny_llama()
 
 
 @pytest.mark.parametrize(
@@ -171,7 +159,8 @@ def test_greedy_equals_transformers(model: LlamaForCausalLM, penalty: float) -> 
         torch.tensor([prompt]), attention_mask=torch.ones(1, 4), max_new_tokens=24, do_sample=False,
         repetition_penalty=penalty,
     )  # fmt: skip
-    assert continue_prompt(model, params(temperature=0, repetition_penalty=penalty), prompt, 24) == theirs[0].tolist()
+    sampler = Sampler(params(temperature=0, repetition_penalty=penalty), prompt)
+    assert continue_prompt(model, sampler, prompt, 24) == theirs[0].tolist()
 
 
 @pytest.mark.parametrize(
@@ -193,4 +182,11 @@ def test_sampled_tokens_equal_transformers(model: LlamaForCausalLM, changed: dic
         torch.tensor([prompt]), attention_mask=torch.ones(1, 2), max_new_tokens=16, do_sample=True,
         **{name: getattr(chosen, name) for name in OFF if name != "seed"},
     )  # fmt: skip
-    assert continue_prompt(model, chosen, prompt, 16) == theirs[0].tolist()
+    assert continue_prompt(model, Sampler(chosen, prompt), prompt, 16) == theirs[0].tolist()
+
+
+def test_a_token_that_is_overruled_is_the_one_that_counts() -> None:
+    sampler = Sampler(params(temperature=0, repetition_penalty=100.0), [])
+    assert sampler.sample(torch.tensor([3.0, 2.0, 1.0])) == 0
+    sampler.overrule(1)
+    assert sampler.sample(torch.tensor([3.0, 4.0, 1.0])) == 0

@@ -18,6 +18,9 @@ class Greedy:
     def sample(self, logits: torch.Tensor) -> int:
         return int(logits.argmax())
 
+    def overrule(self, token_id: int) -> None:
+        raise NotImplementedError
+
 
 class Numb:
     """Finds fault with the scores of its second token."""
@@ -30,6 +33,9 @@ class Numb:
         if self.num_tokens == 2:
             raise ModelError("not numbers")
         return 1
+
+    def overrule(self, token_id: int) -> None:
+        raise NotImplementedError
 
 
 class Counting:

@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 import pytest
 from tiny_tokenizers import KINDS, byte_level_bpe, tiny_tokenizer, wrap
 
+from layermesh.coordinator.conversation import ChatOptions
 from layermesh.coordinator.tokenizer import Tokenizer
 from layermesh.shared.errors import TokenizerError, UsageError
 
@@ -97,6 +98,84 @@ def test_a_conversation_is_what_transformers_makes_of_it(chatty: Tokenizer) -> N
 def test_of_several_templates_the_default_is_taken() -> None:
     tokenizer = tiny_tokenizer("byte-level", chat_template={"default": "{{ 'a' }}", "tool_use": "{{ 'b' }}"})
     assert tokenizer.decode(tokenizer.encode("Hello")) == "a"
+
+
+NAMED = {"tool_use": "{{ 'b' }}", "rag": "{{ 'c' }}"}
+
+
+@pytest.mark.parametrize(
+    ("templates", "options", "text"),
+    [
+        (NAMED, {"template": "rag"}, "c"),
+        (NAMED, {"tools": [{"name": "f"}]}, "b"),
+        ({**NAMED, "default": "{{ 'a' }}"}, {}, "a"),
+        ({**NAMED, "default": "{{ 'a' }}"}, {"tools": [{"name": "f"}], "template": "default"}, "a"),
+        (NAMED, {"template": "{{ 'd' }}"}, "d"),
+        ("{{ 'a' }}", {"template": "default"}, "a"),
+        (None, {"template": "{% if true %}d{% endif %}"}, "d"),
+    ],
+    ids=["by name", "for tools", "default", "default for tools", "its own text", "the only one", "a model without any"],
+)  # fmt: skip
+def test_a_template_is_chosen(templates: Any, options: dict[str, Any], text: str) -> None:
+    tokenizer = tiny_tokenizer("byte-level", chat_template=templates)
+    chat = ChatOptions(**options)
+    assert tokenizer.decode(tokenizer.encode("Hello", chat=chat)) == text
+    assert tokenizer.decode(tokenizer.encode(TALK, chat=chat)) == text
+
+
+@pytest.mark.parametrize(
+    ("templates", "options", "said"),
+    [
+        (NAMED, {}, "none is its default: rag, tool_use.*--chat-template rag.*--raw"),
+        (NAMED, {"template": "rga"}, "no chat template 'rga': it has rag, tool_use"),
+        ("{{ 'a' }}", {"template": "rag"}, "no chat template 'rag': it has default"),
+        (None, {"template": "rag"}, "no chat template 'rag': it has none"),
+        (None, {"tools": []}, "tools needs a chat template, and toy has none"),
+    ],
+    ids=["no default", "misspelt", "another", "none", "nothing to render"],
+)
+def test_a_template_that_cannot_be_chosen_names_those_there_are(templates: Any, options: dict[str, Any], said: str) -> None:
+    tokenizer = tiny_tokenizer("byte-level", chat_template=templates)
+    with pytest.raises(UsageError, match=said):
+        tokenizer.encode("Hello", chat=ChatOptions(**options))
+
+
+def test_raw_text_needs_no_template_of_several(plain: Tokenizer) -> None:
+    tokenizer = tiny_tokenizer("byte-level", chat_template=NAMED)
+    assert tokenizer.encode("Hello", raw=True) == plain.encode_text("Hello")
+    with pytest.raises(UsageError, match="--raw leaves it out"):
+        tokenizer.encode("Hello", raw=True, chat=ChatOptions("rag"))
+
+
+FILES = {
+    "a list in tokenizer_config.json": (
+        "tokenizer_config.json",
+        [{"name": "rag", "template": "{{ 'c' }}"}],
+        {"rag": "{{ 'c' }}"},
+    ),
+    "a file": ("chat_template.jinja", "{{ 'a' }}", {"default": "{{ 'a' }}"}),
+    "files of others": ("additional_chat_templates/rag.jinja", "{{ 'c' }}", {"rag": "{{ 'c' }}"}),
+    "a processor's": ("chat_template.json", "{{ 'p' }}", {"default": "{{ 'p' }}"}),
+    "no text": ("tokenizer_config.json", {"default": 5}, None),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "expected"), FILES.values(), ids=FILES)
+def test_templates_are_found_where_they_may_lie(
+    tmp_path: Path, name: str, content: Any, expected: dict[str, str] | None
+) -> None:
+    wrap(byte_level_bpe()).save_pretrained(tmp_path)
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix == ".json":
+        old = json.loads(path.read_text()) if path.is_file() else {}
+        content = json.dumps({**old, "chat_template": content})
+    path.write_text(content)
+    if expected is None:
+        with pytest.raises(TokenizerError, match="no text"):
+            Tokenizer.load(tmp_path, "toy")
+    else:
+        assert Tokenizer.load(tmp_path, "toy")._templates == expected
 
 
 def test_system_comes_first(chatty: Tokenizer) -> None:

@@ -24,8 +24,10 @@ def chosen(names: str, shards: str = "") -> set[str]:
          "config.json model.safetensors"),
         ("config.json model.safetensors chat_template.jinja tokenizer_config.json spiece.model vocab.txt run.py", "",
          "config.json model.safetensors chat_template.jinja tokenizer_config.json spiece.model vocab.txt"),
+        ("config.json model.safetensors additional_chat_templates/rag.jinja additional_chat_templates/a/b.jinja", "",
+         "config.json model.safetensors additional_chat_templates/rag.jinja"),
     ],
-    ids=["single", "single-before-shards", "shards", "own-name", "folders", "tokenizers"],
+    ids=["single", "single-before-shards", "shards", "own-name", "folders", "tokenizers", "templates"],
 )  # fmt: skip
 def test_what_is_taken(names: str, shards: str, wanted: str) -> None:
     assert chosen(names, shards) == set(wanted.split()) - ({INDEX} if INDEX not in wanted else set())

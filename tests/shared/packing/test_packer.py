@@ -303,3 +303,11 @@ def test_small_matrices_and_routers_stay_as_they_are(tiny, tmp_path):
     request = PackRequest(8)
     with pytest.raises(UsageError):
         pack_into("again", open_checkpoint(folder, folder), request, tmp_path / "again", None)
+
+
+def test_named_chat_templates_go_along(tmp_path: Path) -> None:
+    source = build_llama(tmp_path / "llama")
+    name = "additional_chat_templates/rag.jinja"
+    (source / name).parent.mkdir()
+    (source / name).write_text("{{ messages }}")
+    assert (packed(source, tmp_path / "pack") / name).read_text() == "{{ messages }}"
