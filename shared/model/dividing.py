@@ -4,13 +4,15 @@ from typing import Any, Final
 
 _STATE: Final = "keeps its state in a list of its own that is indexed by layer, not in a cache that could hold places"
 _REFEEDS: Final = "is fed earlier tokens again in every step, so a frame's new tokens are not what its layers see"
+_REPEATS: Final = "goes through its layers several times per token"
 _SHARED_KEYS: Final = "its last layers use the keys and values of earlier ones, which a frame does not carry"
 
 UNDIVIDED: Final[dict[str, str]] = {
     "cpmant": _REFEEDS,
+    "dory": _REPEATS,
     "gemma3n_text": _SHARED_KEYS,
     "gemma4_text": _SHARED_KEYS,
-    "hrm_text": "goes through its layers several times per token",
+    "hrm_text": _REPEATS,
     "inkling2_text": "its model collects states of earlier layers between the layers, out of any layer's sight",
     "reformer": "runs its layers inside an autograd function and takes their outputs apart by name",
     "rwkv": _STATE,

@@ -93,6 +93,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "index_topk": 4,
     },
     "doge": {"is_moe": True, "keep_window_size": 8},
+    "dory": {"n_input_layers": 1, "n_recurrent_layers": 2, "n_output_layers": 1},
     "dots3_note": {
         "text_config": _DOTS3_NOTE,
         "vision_config": {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 _NAMES_BY_VALUE: dict[int, str] = {
-    128: "vocab_size text_vocab_size decoder_vocab_size vocab_size_per_layer_input",
+    128: "vocab_size unpadded_vocab_size text_vocab_size decoder_vocab_size vocab_size_per_layer_input",
     256: """
         max_position_embeddings n_positions n_ctx max_seq_len context_length model_max_length max_target_positions
         max_sequence_length
