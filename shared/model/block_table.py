@@ -21,8 +21,18 @@ from layermesh.shared.model.blocks import (
 )
 from layermesh.shared.model.definition import ModelDefinition, compute_buffers
 from layermesh.shared.model.lean import make_lean, make_lean_as_stored
+from layermesh.shared.model.mxfp4 import mxfp4_recipes
 from layermesh.shared.model.packed import packed_recipes, quantise_definition
-from layermesh.shared.model.recipes import Conversion, Copy, Recipe, as_recipes, find_recipes, is_ignored
+from layermesh.shared.model.recipes import (
+    Conversion,
+    Copy,
+    Recipe,
+    as_recipes,
+    find_recipes,
+    is_ignored,
+    sources_of,
+    targets_of,
+)
 from layermesh.shared.model.separable import separable_modules
 from layermesh.shared.model.stored_quants import quantised_recipes
 from layermesh.shared.quant.linear import packed_names
@@ -56,6 +66,8 @@ def build_block_table(
 def _recipes(checkpoint: Checkpoint, definition: ModelDefinition) -> list[Recipe]:
     if definition.packing is not None:
         return packed_recipes(checkpoint.tensors, definition.model, definition.packing)
+    if definition.scheme is not None and definition.scheme.method == "mxfp4":
+        return mxfp4_recipes(checkpoint.tensors, definition.model)
     if definition.scheme is not None:
         return quantised_recipes(checkpoint.tensors, definition.model, definition.scheme)
     if checkpoint.gguf_architecture is None:
@@ -83,7 +95,7 @@ class _Sorter:
         self.definition = definition
         self.recipes_of: dict[str, list[Recipe]] = defaultdict(list)
         for recipe in recipes:
-            for target in recipe.targets if isinstance(recipe, Conversion) else (recipe.target,):
+            for target in targets_of(recipe):
                 self.recipes_of[target].append(recipe)
         self.lookup_weights = {f"{path}.weight": path for path in definition.lookups}
         self.packed = packed_names(definition.model)
@@ -196,8 +208,7 @@ class _Sorter:
         return tuple(f"{self.definition.layers_path}.{layer}.{name}" for name in inside)
 
     def _file_position(self, name: str) -> tuple[str, int]:
-        recipe = self.recipes_of[name][0]
-        source = recipe.sources[0] if isinstance(recipe, Conversion) else recipe.source
+        source = sources_of(self.recipes_of[name][0])[0]
         return str(source.path), source.offset
 
     def _congruent(self, offset: int, name: str, dtype: torch.dtype) -> int:
@@ -206,7 +217,7 @@ class _Sorter:
         Where the file lies badly for kernels, or other values are stored than computed with, `offset` is as good as any.
         """
         recipe = self.recipes_of[name][0]
-        if isinstance(recipe, Conversion) or recipe.rows is not None or recipe.start or recipe.source.dtype != dtype:
+        if not isinstance(recipe, Copy) or recipe.rows is not None or recipe.start or recipe.source.dtype != dtype:
             return offset
         if recipe.source.offset % ALIGNMENT:
             return offset

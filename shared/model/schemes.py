@@ -10,10 +10,10 @@ import torch
 from layermesh.shared.checkpoints.tensors import StoredTensor
 from layermesh.shared.errors import CheckpointError, UnsupportedModelError
 
-Method = Literal["fp8", "gptq", "awq"]
+Method = Literal["fp8", "gptq", "awq", "mxfp4"]
 Unpack = Callable[[Sequence[torch.Tensor]], torch.Tensor]  # decoded parts, float32, to weights, float32 [rows, columns]
 
-_READABLE: Final = "block-scaled and per-tensor FP8, 4-bit GPTQ and 4-bit AWQ (gemm)"
+_READABLE: Final = "block-scaled and per-tensor FP8, 4-bit GPTQ, 4-bit AWQ (gemm) and MXFP4"
 _SCALES: Final = ("weight_scale_inv", "weight_scale")  # both are multiplied with
 _PER_WORD: Final = 8  # 4-bit values in an int32
 _AWQ_ORDER: Final = (0, 4, 1, 5, 2, 6, 3, 7)  # where the values of a word lie in it
@@ -40,6 +40,8 @@ class QuantScheme:
             return cls("gptq", zero_shift=0 if config.get("checkpoint_format") == "gptq_v2" else 1)
         if method == "awq" and config.get("bits") == 4 and str(config.get("version", "gemm")).lower() == "gemm":
             return cls("awq")
+        if method == "mxfp4":
+            return cls("mxfp4")
         kind = f"{method[:40]}, {config['bits']} bits" if "bits" in config else method[:40]
         raise UnsupportedModelError(
             f"{where.name} is quantised ({kind}) in a way that layermesh cannot read; it reads {_READABLE}. Take another "

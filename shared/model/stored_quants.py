@@ -40,7 +40,7 @@ def quantised_recipes(tensors: dict[str, StoredTensor], model: Any, scheme: Quan
     for recipe in find_recipes(seen, model):
         if isinstance(recipe, Conversion):
             recipes.append(_unpacking_first(recipe, found))
-        else:
+        elif isinstance(recipe, Copy):
             to_unpack[recipe.target].append(recipe)
     for target, copies in to_unpack.items():
         if any(copy.source.name in found for copy in copies):
