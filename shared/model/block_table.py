@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from layermesh.shared.checkpoints.gguf_gpt_oss import ARCHITECTURE as GPT_OSS
 from layermesh.shared.checkpoints.tensors import Checkpoint, StoredTensor
 from layermesh.shared.errors import CheckpointError, UsageError
 from layermesh.shared.model.blocks import (
@@ -20,6 +21,7 @@ from layermesh.shared.model.blocks import (
     aligned,
 )
 from layermesh.shared.model.definition import ModelDefinition, compute_buffers
+from layermesh.shared.model.gguf_gpt_oss import gpt_oss_recipes
 from layermesh.shared.model.lean import make_lean, make_lean_as_stored
 from layermesh.shared.model.mxfp4 import mxfp4_recipes
 from layermesh.shared.model.packed import packed_recipes, quantise_definition
@@ -72,6 +74,8 @@ def _recipes(checkpoint: Checkpoint, definition: ModelDefinition) -> list[Recipe
         return quantised_recipes(checkpoint.tensors, definition.model, definition.scheme)
     if checkpoint.gguf_architecture is None:
         return find_recipes(checkpoint.tensors, definition.model)
+    if checkpoint.gguf_architecture == GPT_OSS:
+        return gpt_oss_recipes(checkpoint, definition.model)
     from layermesh.shared.checkpoints.gguf_mapping import map_gguf  # the gguf package is slow to import
 
     recipes: list[Recipe] = []
