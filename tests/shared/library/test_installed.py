@@ -7,7 +7,7 @@ from layouts import put_catalog_model, put_repo
 from layermesh.shared.errors import ModelNotFoundError, UsageError
 from layermesh.shared.library import DEFAULT_MODEL, list_models, remove, resolve
 from layermesh.shared.library.catalog import CATALOG
-from layermesh.shared.unpacked import note_source
+from layermesh.shared.unpacked import note_sources
 
 
 def test_nothing_is_here(cache: Path) -> None:
@@ -60,7 +60,7 @@ def test_what_was_unpacked_from_a_model_goes_with_it(cache: Path, tmp_path: Path
     others = put_repo(cache, "o/n", {"m.gguf": b"1234"}) / "m.gguf"
     for name, source in (("ours", put_catalog_model(tmp_path)), ("others", others)):
         (unpacked / name).mkdir(parents=True)
-        note_source(unpacked / name, source)
+        note_sources(unpacked / name, [source])
     num_bytes = (unpacked / "ours" / "source.json").stat().st_size
     assert remove(DEFAULT_MODEL) == 5 + num_bytes
     assert [folder.name for folder in unpacked.iterdir()] == ["others"]
