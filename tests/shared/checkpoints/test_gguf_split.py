@@ -26,7 +26,10 @@ def write(path: Path, architecture: str = "llama", piece_tensors: int = 7) -> Pa
 
 
 def values(path: Path) -> dict[str, bytes]:
-    return {name: bytes(read_raw(each.path, each.offset, each.num_bytes)) for name, each in read_gguf(path).tensors.items()}
+    return {
+        name: read_raw(each.path, each.offset, each.num_bytes).numpy().tobytes()
+        for name, each in read_gguf(path).tensors.items()
+    }
 
 
 @pytest.mark.usefixtures("unpack_here")

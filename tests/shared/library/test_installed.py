@@ -76,6 +76,27 @@ def test_removing_one_gguf_leaves_the_other(cache: Path) -> None:
     assert not (cache / "models--o--n").exists()
 
 
+PIECES = {f"m-Q4_0-0000{number}-of-00003.gguf": b"12345678"[:number] for number in (1, 2, 3)}
+
+
+def test_a_gguf_in_several_files_is_one_model(cache: Path) -> None:
+    snapshot = put_repo(cache, "o/n", {**PIECES, "m.Q8_0.gguf": b"12345678"})
+    (model,) = (model for model in list_models() if "Q4_0" in model.name)
+    assert (model.name, model.path, model.num_bytes) == ("o/n:m-Q4_0-00001-of-00003.gguf", snapshot / min(PIECES), 6)
+    assert resolve(model.name, offline=True).path == model.path
+    assert remove("o/n:Q4_0") == 6
+    assert [model.name for model in list_models()] == ["o/n:m.Q8_0.gguf"]
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_half_of_one_in_several_files_is_none_and_can_be_removed(cache: Path, lost: int) -> None:
+    kept = [name for number, name in enumerate(PIECES) if number != lost]
+    put_repo(cache, "o/n", {**{name: PIECES[name] for name in kept}, "m.Q8_0.gguf": b"12345678"})
+    assert [model.name for model in list_models()] == ["o/n:m.Q8_0.gguf"]
+    assert remove("o/n:q4_0") == 6 - (lost + 1)
+    assert remove("o/n") == 8
+
+
 def test_removing_the_rest_of_a_broken_pull(cache: Path) -> None:
     blobs = cache / "models--o--n" / "blobs"
     blobs.mkdir(parents=True)
