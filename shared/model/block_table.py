@@ -21,9 +21,9 @@ from layermesh.shared.model.blocks import (
     aligned,
 )
 from layermesh.shared.model.definition import ModelDefinition, compute_buffers
-from layermesh.shared.model.gguf_gpt_oss import gpt_oss_recipes
+from layermesh.shared.model.gpt_oss_recipes import gpt_oss_recipes
 from layermesh.shared.model.lean import make_lean, make_lean_as_stored
-from layermesh.shared.model.mxfp4 import mxfp4_recipes
+from layermesh.shared.model.mxfp4_recipes import mxfp4_recipes
 from layermesh.shared.model.packed import packed_recipes, quantise_definition
 from layermesh.shared.model.recipes import (
     Conversion,
