@@ -141,8 +141,8 @@ def _load(path: Path, folder: Path) -> Checkpoint:
         files = find_pieces(path) if len(starts) > 1 else [path]
         tensors = {name: _stored_tensor(files, name, entry) for name, entry in table["tensors"].items()}
         for file, start in zip(files, starts, strict=True):
-            inside = (tensor for tensor in tensors.values() if tensor.path == file)
-            check_extents(file, inside, start, file.stat().st_size)
+            if inside := [tensor for tensor in tensors.values() if tensor.path == file]:
+                check_extents(file, inside, start, file.stat().st_size)
         architecture = str(table["architecture"])
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder} is damaged. Remove it: it will be made again.") from error

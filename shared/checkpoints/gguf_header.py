@@ -153,5 +153,6 @@ def _place(path: Path, entries: list[StoredTensor], data_start: int, file_bytes:
         raise CheckpointError(f"{path} has two tensors of the same name. Fetch it again.")
     if data_start > file_bytes and tensors:
         raise truncated(path, data_start, file_bytes)
-    check_extents(path, tensors.values(), data_start, file_bytes)
+    if tensors:
+        check_extents(path, tensors.values(), data_start, file_bytes)
     return tensors

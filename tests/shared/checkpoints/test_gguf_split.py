@@ -2,10 +2,11 @@
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
-from gguf import GGUFReader
+from gguf import GGUFReader, GGUFWriter
 from gguf_models import LLAMA, MODELS
 from gguf_writing import read_raw, write_gguf
 from transformers import AutoConfig
@@ -14,6 +15,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from layermesh.shared.checkpoints import gguf, open_gguf
 from layermesh.shared.checkpoints.gguf_split import find_pieces, read_gguf
 from layermesh.shared.errors import CheckpointError
+from layermesh.shared.packing.request import Source
 from layermesh.shared.unpacked import sweep_unpacked
 
 TOKENS = [*bytes_to_unicode().values(), "ab", "abc"]
@@ -45,6 +47,20 @@ def test_pieces_are_the_same_model_as_one_file(tmp_path, architecture):
         one.config_dir / "tokenizer/tokenizer.json"
     ).read_text()
     assert {tensor.path for tensor in many.tensors.values()} == set(find_pieces(first))
+
+
+@pytest.mark.usefixtures("unpack_here")
+def test_the_first_piece_may_have_no_tensors(tmp_path, monkeypatch):
+    """As llama.cpp's --no-tensor-first-split leaves it."""
+    whole = write(tmp_path / "whole.gguf", piece_tensors=0)
+    monkeypatch.setattr("gguf_writing.GGUFWriter", partial(GGUFWriter, small_first_shard=True))
+    first = write(tmp_path / "model.gguf")
+    checkpoint = open_gguf(first, tmp_path / "cache")
+    assert {tensor.path for tensor in checkpoint.tensors.values()} == set(find_pieces(first)[1:])
+    assert values(first) == values(whole)
+    config = open_gguf(whole, tmp_path / "cache").config_dir / "config.json"
+    assert (checkpoint.config_dir / "config.json").read_text() == config.read_text()
+    assert str(first) in {path for path, _, _ in Source.of(checkpoint).files}
 
 
 @pytest.mark.usefixtures("unpack_here")
