@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType, dequantize
+from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType, dequantize, quantize
 from safetensors.torch import load_file, save_file
 from transformers import GptOssConfig, GptOssForCausalLM
 
@@ -17,7 +17,7 @@ from layermesh.worker.buffers import Buffer, block_tensors
 from layermesh.worker.files import FileReader
 from layermesh.worker.loading import BlockLoader
 from tests.architectures.tiny import randomise
-from tests.shared.checkpoints.gguf_writing import add_value, stored_rows
+from tests.shared.checkpoints.gguf_writing import WRITABLE, add_value, stored_rows
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, EXPERTS, VOCAB, WINDOW = 4, 4, 2, 32, 4, 320, 16
 PROMPT = [1] + [(7 * number) % 300 + 3 for number in range(60)]  # longer than the window
@@ -83,17 +83,22 @@ def save_gguf(path: Path, model: GptOssForCausalLM, encoding: str = "F32", piece
         add_value(writer, f"tokenizer.ggml.{key}_token_id", number)
     for name, parameter in model.state_dict().items():
         for place, values in tensors_of(name, parameter).items():
-            is_expert = place.endswith("_exps.weight")
-            kind = GGMLQuantizationType[encoding if is_expert else "F32"]
-            rows = stored_rows(np.random.default_rng(len(place)), values.shape, encoding) if is_expert else values.numpy()
-            if is_expert:
-                values.copy_(torch.from_numpy(dequantize(rows, kind).reshape(values.shape)))
+            kind = GGMLQuantizationType[encoding if place.endswith("_exps.weight") else "F32"]
+            rows = quantised_rows(values, kind)
+            values.copy_(torch.from_numpy(dequantize(rows, kind).reshape(values.shape)))
             writer.add_tensor(place, np.ascontiguousarray(rows), raw_dtype=kind if rows.dtype == np.uint8 else None)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return min(path.parent.glob(f"{path.stem}-00001-of-*.gguf")) if piece_tensors else path
+
+
+def quantised_rows(values: torch.Tensor, kind: GGMLQuantizationType) -> np.ndarray:
+    """`values` as `kind` stores them, or some others where gguf cannot quantise to it."""
+    if kind.name not in (*WRITABLE, "MXFP4"):
+        return stored_rows(np.random.default_rng(values.numel()), tuple(values.shape), kind.name)
+    return quantize(np.ascontiguousarray(values.numpy()), kind)
 
 
 def metadata(config: GptOssConfig) -> dict[str, object]:
