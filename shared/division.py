@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from layermesh.shared.checkpoints.tensors import StoredTensor
 from layermesh.shared.model.blocks import Block, BlockTable
-from layermesh.shared.model.recipes import Conversion
+from layermesh.shared.model.recipes import sources_of
 from layermesh.shared.parts import EMBED, HEAD, REST
 
 
@@ -59,7 +59,7 @@ def _sources(table: BlockTable) -> Iterator[tuple[str, StoredTensor]]:
 
 def _block_sources(block: Block) -> Iterator[StoredTensor]:
     for recipe in block.recipes:
-        yield from recipe.sources if isinstance(recipe, Conversion) else (recipe.source,)
+        yield from sources_of(recipe)
 
 
 def _part_of(users: _Users) -> str:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -16,11 +17,15 @@ _UNPACKING_SECONDS: Final = 3600
 _UNUSED_SECONDS: Final = 30 * 24 * 3600  # what another version of layermesh made looks like any other, but nobody opens it
 
 
-def note_source(folder: Path, source: Path) -> None:
-    """Write down in `folder` which file it is the head of, as that file is now."""
+def note_sources(folder: Path, sources: Sequence[Path]) -> None:
+    """Write down in `folder` which files it is the head of, as they are now."""
+    first, *others = map(_look, sources)
+    (folder / _SOURCE).write_text(json.dumps(first | {"others": others}), encoding="utf-8")
+
+
+def _look(source: Path) -> dict[str, object]:
     status = source.stat()
-    noted = {"path": str(source.resolve()), "num_bytes": status.st_size, "modified_ns": status.st_mtime_ns}
-    (folder / _SOURCE).write_text(json.dumps(noted), encoding="utf-8")
+    return {"path": str(source.resolve()), "num_bytes": status.st_size, "modified_ns": status.st_mtime_ns}
 
 
 def note_use(folder: Path) -> None:
@@ -55,7 +60,7 @@ def _is_stale(folder: Path) -> bool:
 def _has_source(folder: Path) -> bool:
     try:
         noted = json.loads((folder / _SOURCE).read_text(encoding="utf-8"))
-        status = Path(noted["path"]).stat()
-        return (status.st_size, status.st_mtime_ns) == (noted["num_bytes"], noted["modified_ns"])
-    except (FileNotFoundError, NotADirectoryError, ValueError, LookupError, TypeError):
+        others = noted.pop("others", [])  # an earlier version knew of one file
+        return all(_look(Path(file["path"])) == file for file in (noted, *others))
+    except (FileNotFoundError, NotADirectoryError, ValueError, LookupError, TypeError, AttributeError):
         return False

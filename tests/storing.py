@@ -24,10 +24,14 @@ from tests.architectures.tiny import PROMPT, Reference, build
 from tests.running import PLENTY, SIZE
 from tests.shared.checkpoints.gguf_models import LLAMA, attention, feed_forward, whole
 from tests.shared.checkpoints.gguf_writing import write_gguf
+from tests.shared.model.gpt_oss_models import save_gguf, save_mxfp4, untrained
 from tests.shared.model.quantised_checkpoints import block_fp8, compressed, packed_int, quantised
 from tests.shared.packing.packs import build_llama, packed
 
-KINDS = ("safetensors", "experts", "tied", "sharded", "gguf", "gguf tied", "int4", "int4 tied", "fp8 experts", "int4 words")
+KINDS = (
+    *("safetensors", "experts", "tied", "sharded", "gguf", "gguf tied", "gguf pieces", "gguf gpt-oss", "mxfp4", "int4"),
+    *("int4 tied", "fp8 experts", "int4 words"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +59,14 @@ def example(kind: str) -> Described:
 
 
 def _build(kind: str, folder: Path) -> tuple[Path, torch.dtype]:
+    if kind == "mxfp4":
+        return save_mxfp4(folder / "model"), torch.float32
+    if kind == "gguf gpt-oss":
+        return save_gguf(folder / "model.gguf", untrained(), "MXFP4", piece_tensors=12), torch.float32
     if kind.startswith("gguf"):
         shapes = whole(attention() | feed_forward(), head=False) if "tied" in kind else LLAMA[1]
-        return write_gguf(folder / "model.gguf", "llama", LLAMA[0], shapes, ("Q4_K", "Q8_0", "F16")), torch.float32
+        encodings, pieces = ("Q4_K", "Q8_0", "F16"), 5 if "pieces" in kind else 0
+        return write_gguf(folder / "model.gguf", "llama", LLAMA[0], shapes, encodings, piece_tensors=pieces), torch.float32
     if kind.startswith("int4"):
         return packed(build_llama(folder / "llama", tied="tied" in kind), folder / "pack"), torch.bfloat16
     if kind == "fp8 experts":

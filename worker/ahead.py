@@ -8,7 +8,7 @@ from typing import Final
 
 from layermesh.shared.errors import LayermeshError
 from layermesh.shared.model.blocks import Block
-from layermesh.shared.model.recipes import Copy
+from layermesh.shared.model.recipes import sources_of
 from layermesh.worker.files import FileReader
 
 NUM_CHECKERS: Final = 2
@@ -60,5 +60,5 @@ class AheadChecker:
 
 def _paths(block: Block) -> Iterable[Path]:
     for recipe in block.recipes:
-        for source in (recipe.source,) if isinstance(recipe, Copy) else recipe.sources:
+        for source in sources_of(recipe):
             yield source.path

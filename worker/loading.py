@@ -10,8 +10,8 @@ import torch
 
 from layermesh.shared.checkpoints.decoding import decode
 from layermesh.shared.checkpoints.tensors import StoredTensor, as_matrix, stored_rows
-from layermesh.shared.model.blocks import NUM_READERS, READ_BYTES, Block
-from layermesh.shared.model.recipes import Conversion, Copy, Recipe
+from layermesh.shared.model.blocks import NUM_READERS, READ_BYTES, TRANSPOSED_BYTES, Block
+from layermesh.shared.model.recipes import Conversion, Copy, Recipe, TransposedCopy
 from layermesh.worker.ahead import AheadChecker
 from layermesh.worker.buffers import BlockMemory, block_tensors
 from layermesh.worker.extents import Extent, find_extents
@@ -89,6 +89,8 @@ class BlockLoader:
         for recipe in recipes:
             if isinstance(recipe, Conversion):
                 yield partial(self._convert, recipe, tensors)
+            elif isinstance(recipe, TransposedCopy):
+                yield from self._transposals(recipe, tensors[recipe.target])
             else:
                 yield from self._copies(recipe, tensors[recipe.target])
 
@@ -102,6 +104,18 @@ class BlockLoader:
         target = tensor.view(-1)[copy.start : copy.start + source.num_elements].view(source.shape)
         for start, end in _row_ranges(source, READ_BYTES):
             yield partial(self.read, stored_rows(source, start, end), target[start:end])
+
+    def _transposals(self, copy: TransposedCopy, tensor: torch.Tensor) -> Iterator[Callable[[], None]]:
+        for part in copy.parts(TRANSPOSED_BYTES):
+            yield partial(self._transpose, copy, part, tensor)
+
+    def _transpose(self, copy: TransposedCopy, part: tuple[int, int, int], tensor: torch.Tensor) -> None:
+        stored = copy.stored(*part)
+        sizes = [source.num_bytes for source in stored]
+        raw = torch.split_with_sizes(self._stage(sum(sizes)), sizes)
+        for source, memory in zip(stored, raw, strict=True):
+            self._files.read_into(source.path, source.offset, _memory(memory))
+        copy.place(raw, part, tensor)
 
     def _scatter(self, source: StoredTensor, matrix: torch.Tensor, rows: torch.Tensor) -> None:
         decoded = torch.empty(source.shape, dtype=matrix.dtype)

@@ -12,18 +12,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-from layermesh.shared.checkpoints.gguf_header import GGUF_MAGIC, GGUFHeader, read_gguf_header
+from layermesh.shared.checkpoints.gguf_header import GGUF_MAGIC, GGUFHeader
+from layermesh.shared.checkpoints.gguf_split import find_pieces, read_gguf
 from layermesh.shared.checkpoints.json_files import read_object, unreadable
 from layermesh.shared.checkpoints.layout import check_extents, check_name, check_shape
 from layermesh.shared.checkpoints.tensors import Checkpoint, StoredTensor
 from layermesh.shared.errors import CheckpointError, LayermeshError, UnsupportedModelError
 from layermesh.shared.library.disk import is_file, is_unwritable, storing
-from layermesh.shared.unpacked import UNPACKING, note_source, note_use, sweep_unpacked
+from layermesh.shared.unpacked import UNPACKING, note_sources, note_use, sweep_unpacked
 
 __all__ = ["GGUF_MAGIC", "open_gguf"]
 
 _TABLE: Final = "tensors.json"
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 _CHILD: Final = "layermesh.shared.checkpoints.unpack_gguf"
 _CHILD_SECONDS: Final = 300
 _KEPT_OUTPUT: Final = 4000
@@ -33,12 +34,13 @@ _for_now: Final[dict[str, Path]] = {}
 
 
 def open_gguf(path: Path, cache: Path) -> Checkpoint:
-    """Return what the GGUF file at `path` holds; its tensors keep GGUF's names and encodings.
+    """Return what the GGUF file at `path` holds, or all pieces of a model where it is one of them.
 
-    The first time, configuration, tokenizer and tensor table are unpacked into a folder under `cache`, a few seconds'
-    work; later only that table is read. Raises CheckpointError for a damaged file, UnsupportedModelError for an
-    architecture, quantisation or version that is not read. Where the cache cannot be written it is unpacked into a temporary
-    folder, which goes with this process; raises DiskFullError or ResourceError where there is no such folder either.
+    Tensors keep GGUF's names and encodings. The first time, configuration, tokenizer and tensor table are unpacked into
+    a folder under `cache`, a few seconds' work; later only that table is read. Raises CheckpointError for a damaged
+    file, UnsupportedModelError for an architecture, quantisation or version that is not read. Where the cache cannot be
+    written it is unpacked into a temporary folder, which goes with this process; raises DiskFullError or ResourceError
+    where there is no such folder either.
     """
     try:
         folder = cache / _key(path)
@@ -78,14 +80,9 @@ def _unpacked_for_now(path: Path) -> Path:
 
 
 def _key(path: Path) -> str:
-    stat = path.stat()
-    parts = (
-        path.resolve(),
-        stat.st_size,
-        stat.st_mtime_ns,
-        _FORMAT,
-        *map(_version, ("layermesh", "transformers", "gguf")),
-    )
+    files = [(file.resolve(), file.stat()) for file in find_pieces(path)]
+    looks = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in files]
+    parts = (*looks, _FORMAT, *map(_version, ("layermesh", "transformers", "gguf")))
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:32]
 
 
@@ -98,14 +95,14 @@ def _version(package: str) -> str:
 
 def _unpack(path: Path, folder: Path) -> None:
     """Unpack the head of `path` into `folder`; raises OSError where it cannot be written."""
-    header = read_gguf_header(path)
+    header = read_gguf(path)
     temporary: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=UNPACKING, dir=folder.parent))
         _run_child(path, temporary)
         (temporary / _TABLE).write_text(json.dumps(_table(header)), encoding="utf-8")
-        note_source(temporary, path)
+        note_sources(temporary, [file.path for file in header.files])
         _publish(temporary, folder)
     finally:
         if temporary is not None:
@@ -155,11 +152,12 @@ def _raise_failure(path: Path, child: "subprocess.CompletedProcess[bytes]") -> N
 
 
 def _table(header: GGUFHeader) -> dict[str, Any]:
+    numbers = {file.path: number for number, file in enumerate(header.files)}
     return {
         "architecture": header.architecture,
-        "data_start": header.data_start,
+        "data_starts": [file.data_start for file in header.files],
         "tensors": {
-            tensor.name: [tensor.encoding, list(tensor.shape), tensor.offset, tensor.num_bytes]
+            tensor.name: [numbers[tensor.path], tensor.encoding, list(tensor.shape), tensor.offset, tensor.num_bytes]
             for tensor in header.tensors.values()
         },
     }
@@ -168,14 +166,18 @@ def _table(header: GGUFHeader) -> dict[str, Any]:
 def _load(path: Path, folder: Path) -> Checkpoint:
     table = read_object(folder / _TABLE)
     try:
-        tensors = {name: _stored_tensor(path, name, entry) for name, entry in table["tensors"].items()}
-        check_extents(path, tensors.values(), table["data_start"], path.stat().st_size)
+        starts = [int(start) for start in table["data_starts"]]
+        files = find_pieces(path) if len(starts) > 1 else [path]
+        tensors = {name: _stored_tensor(files, name, entry) for name, entry in table["tensors"].items()}
+        for file, start in zip(files, starts, strict=True):
+            if inside := [tensor for tensor in tensors.values() if tensor.path == file]:
+                check_extents(file, inside, start, file.stat().st_size)
         architecture = str(table["architecture"])
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder} is damaged. Remove it: it will be made again.") from error
     tokenizer, reason = folder / "tokenizer", folder / "tokenizer_error.txt"
     return Checkpoint(
-        path=path,
+        path=files[0],
         config_dir=folder,
         tokenizer_dir=tokenizer if (tokenizer / "tokenizer_config.json").is_file() else None,
         tensors=tensors,
@@ -184,7 +186,8 @@ def _load(path: Path, folder: Path) -> Checkpoint:
     )
 
 
-def _stored_tensor(path: Path, name: str, entry: list[Any]) -> StoredTensor:
+def _stored_tensor(files: list[Path], name: str, entry: list[Any]) -> StoredTensor:
+    number, encoding, shape, offset, num_bytes = entry
+    path = files[number]
     check_name(path, name)
-    encoding, shape, offset, num_bytes = entry
     return StoredTensor(name, str(encoding), check_shape(path, name, shape), path, int(offset), int(num_bytes))

@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any, Final
 
+from layermesh.shared.checkpoints.gguf_gpt_oss import ARCHITECTURE as GPT_OSS
+from layermesh.shared.checkpoints.gguf_gpt_oss import gpt_oss_config
 from layermesh.shared.checkpoints.gguf_header import GGUFHeader
 from layermesh.shared.errors import CheckpointError, UnsupportedModelError
 
-_ALIASES: Final = frozenset({"qwen2moe", "qwen3moe", "gpt-oss", "minimax-m2"})
+_ALIASES: Final = frozenset({"qwen2moe", "qwen3moe", "minimax-m2"})
 _DECODER_KEYS: Final = {
     "context_length": "max_position_embeddings",
     "block_count": "num_hidden_layers",
@@ -30,7 +32,7 @@ def make_config(header: GGUFHeader, gguf: Path, stub: Path) -> Any:
     try:
         config = _config(header, gguf, stub)
         _complete(config, header)
-    except UnsupportedModelError:
+    except (UnsupportedModelError, CheckpointError):
         raise
     except Exception as error:  # transformers says it with whatever its code stumbles over
         raise CheckpointError(
@@ -52,6 +54,8 @@ def _config(header: GGUFHeader, gguf: Path, stub: Path) -> Any:
         return _gemma(header)
     if header.architecture == "llama" and header.metadata.get("llama.expert_count"):
         return _mixtral(header)
+    if header.architecture == GPT_OSS:
+        return gpt_oss_config(header)
     file = _readable_by_transformers(header, gguf, stub)
     return AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
 
@@ -66,7 +70,7 @@ def _readable_by_transformers(header: GGUFHeader, gguf: Path, stub: Path) -> Pat
     known = _ALIASES | {name for name in GGUF_SUPPORTED_ARCHITECTURES if name in CONFIG_MAPPING}
     if header.architecture in known:
         return stub
-    names = ", ".join(sorted(known | direct | {"gemma"}))
+    names = ", ".join(sorted(known | direct | {"gemma", GPT_OSS}))
     raise UnsupportedModelError(
         f"{header.path} is of the architecture {ascii(header.architecture)[:60]}, which the installed transformers "
         f"cannot read from GGUF. It reads {names}. Look for this model in safetensors."

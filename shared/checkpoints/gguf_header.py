@@ -21,11 +21,19 @@ _COMMON_KINDS: Final = "Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, the IQ kinds
 
 
 @dataclass(frozen=True, slots=True)
+class GGUFFile:
+    """One file of a model and where its tensors begin, in bytes."""
+
+    path: Path
+    data_start: int
+
+
+@dataclass(frozen=True, slots=True)
 class GGUFHeader:
-    """The head of a GGUF file without its vocabulary.
+    """The head of a GGUF file, or of the first one of several, without its vocabulary.
 
     `metadata` holds the values short enough to keep, `array_lengths` the number of elements of every list, and
-    `spans` the bytes [start, end) of each key with its value.
+    `spans` the bytes [start, end) of each key with its value. `tensors` are those of all `files`.
     """
 
     path: Path
@@ -34,14 +42,19 @@ class GGUFHeader:
     array_lengths: dict[str, int] = field(repr=False)
     spans: dict[str, tuple[int, int]] = field(repr=False)
     tensors: dict[str, StoredTensor] = field(repr=False)
-    data_start: int
+    files: tuple[GGUFFile, ...]
+
+    @property
+    def data_start(self) -> int:
+        """Where the tensors of the first file begin, in bytes."""
+        return self.files[0].data_start
 
 
 def read_gguf_header(path: Path) -> GGUFHeader:
-    """Return the head of the GGUF file at `path`, checked against the file's size.
+    """Return the head of the GGUF file at `path` alone, checked against the file's size; it may be a piece of a model.
 
-    Raises CheckpointError for a file that is no GGUF file, truncated or damaged; UnsupportedModelError for versions,
-    byte orders, quantisations and split files that layermesh does not read.
+    Only the first piece names an architecture. Raises CheckpointError for a file that is no GGUF file, truncated or
+    damaged; UnsupportedModelError for versions, byte orders and quantisations that layermesh does not read.
     """
     try:
         with path.open("rb") as file:
@@ -67,7 +80,8 @@ def _read(reader: FieldReader, file_bytes: int) -> GGUFHeader:
     entries = [_read_tensor(reader) for _ in range(num_tensors)]
     data_start = _align(reader, metadata.get("general.alignment", _DEFAULT_ALIGNMENT))
     tensors = _place(reader.path, entries, data_start, file_bytes)
-    return GGUFHeader(reader.path, architecture, metadata, array_lengths, spans, tensors, data_start)
+    files = (GGUFFile(reader.path, data_start),)
+    return GGUFHeader(reader.path, architecture, metadata, array_lengths, spans, tensors, files)
 
 
 def _read_counts(reader: FieldReader) -> tuple[int, int]:
@@ -87,12 +101,9 @@ def _read_counts(reader: FieldReader) -> tuple[int, int]:
 
 
 def _architecture(reader: FieldReader, metadata: dict[str, Any]) -> str:
-    if metadata.get("split.count", 1) not in (0, 1):
-        raise UnsupportedModelError(
-            f"{reader.path} is one of {metadata['split.count']} pieces of a model. Join them with llama.cpp's "
-            "`llama-gguf-split --merge FIRST_PIECE JOINED.gguf` and give the joined file."
-        )
     architecture = metadata.get("general.architecture")
+    if architecture is None and metadata.get("split.count", 0) not in (0, 1) and metadata.get("split.no", 0) != 0:
+        return ""
     if not isinstance(architecture, str) or not architecture:
         raise CheckpointError(f"{reader.path} does not name its architecture. Fetch it again.")
     return architecture
@@ -142,5 +153,6 @@ def _place(path: Path, entries: list[StoredTensor], data_start: int, file_bytes:
         raise CheckpointError(f"{path} has two tensors of the same name. Fetch it again.")
     if data_start > file_bytes and tensors:
         raise truncated(path, data_start, file_bytes)
-    check_extents(path, tensors.values(), data_start, file_bytes)
+    if tensors:
+        check_extents(path, tensors.values(), data_start, file_bytes)
     return tensors

@@ -14,12 +14,13 @@ _FLOAT32_VECTOR_OF_ONE: Final = struct.pack("<IQIQ", 1, 1, 0, 0)  # dimensions, 
 _PADDING_BYTES: Final = 2**20 + 4  # any alignment that read_gguf_header lets through, and one float
 
 
-def write_stub(header: GGUFHeader, stub: Path) -> None:
-    """Write to `stub` the short metadata and the tensor names of `header`, each tensor a single zero.
+def write_stub(header: GGUFHeader, stub: Path, *, max_elements: int = MAX_KEPT_ELEMENTS) -> None:
+    """Write to `stub` the metadata and the tensor names of `header`, without lists of more than `max_elements`.
 
-    Raises OSError.
+    Each tensor is a single zero, and all are in one file whatever the model's are in. Raises OSError.
     """
-    spans = [span for key, span in header.spans.items() if header.array_lengths.get(key, 0) <= MAX_KEPT_ELEMENTS]
+    short = [key for key in header.spans if header.array_lengths.get(key, 0) <= max_elements]
+    spans = [header.spans[key] for key in short if not key.startswith("split.")]
     with header.path.open("rb") as source, stub.open("wb") as out:
         out.write(GGUF_MAGIC + struct.pack("<IQQ", 3, len(header.tensors), len(spans)))
         for start, end in spans:

@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from layermesh.shared.checkpoints.gguf_header import GGUFHeader, read_gguf_header
+from layermesh.shared.checkpoints.gguf_fields import MAX_ARRAY_ELEMENTS
+from layermesh.shared.checkpoints.gguf_header import GGUFHeader
+from layermesh.shared.checkpoints.gguf_split import read_gguf
 from layermesh.shared.errors import CheckpointError, UnsupportedModelError
 
 MAX_MEMORY_BYTES: Final = 4 * 2**30
@@ -24,7 +26,7 @@ def main(gguf: Path, folder: Path) -> int:
     _bound_memory()
     report: dict[str, Any] = {}
     try:
-        unpack(read_gguf_header(gguf), folder)
+        unpack(read_gguf(gguf), folder)
     except (CheckpointError, UnsupportedModelError) as error:
         report = {"error": type(error).__name__, "message": str(error)}
     except OSError as error:
@@ -44,7 +46,10 @@ def unpack(header: GGUFHeader, folder: Path) -> None:
     work = folder / "work"
     work.mkdir()
     link, stub = work / GGUF_NAME, work / STUB_NAME
-    link.symlink_to(header.path.absolute())
+    if len(header.files) == 1:
+        link.symlink_to(header.path.absolute())
+    else:
+        write_stub(header, link, max_elements=MAX_ARRAY_ELEMENTS)  # all that a reader of one file would miss in the first piece
     write_stub(header, stub)
     config = make_config(header, link, stub)
     config.save_pretrained(folder)

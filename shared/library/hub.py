@@ -25,7 +25,7 @@ _LARGEST_OVER_HTTP: Final = 50 * 10**9  # larger ones exist for huggingface_hub'
 
 
 def pull(name: HubName, revision: str | None, offline: bool, progress: Progress | None) -> tuple[Path, tuple[str, ...]]:
-    """Return the folder or GGUF file of `name` in the cache, and what the user should be told about it.
+    """Return the folder or (first) GGUF file of `name` in the cache, and what the user should be told about it.
 
     Raises ModelError and its kinds, DiskFullError before a byte is fetched that would not fit.
     """
@@ -86,7 +86,7 @@ def _choose(name: HubName, commit: str, files: Sequence[HubFile]) -> tuple[HubFi
     by_name = {file.name: file for file in files}
     if name.file is not None:
         check_no_escape(by_name, name.repo_id)
-        return (by_name[pick_gguf(name.repo_id, by_name, name.file)],)
+        return tuple(by_name[file] for file in pick_gguf(name.repo_id, by_name, name.file))
     if INDEX not in by_name:
         return choose_files(name.repo_id, files, frozenset())
     with storing(cache_folder(), by_name[INDEX].num_bytes):

@@ -46,13 +46,13 @@ def snapshot_folder(repo_id: str, revision: str | None) -> Path:
 
 
 def cached_model(name: HubName, revision: str | None) -> Path | None:
-    """Return the folder or GGUF file of `name` if the cache has all of it."""
+    """Return the folder or GGUF file of `name`, the first where it has several, if the cache has all of it."""
     snapshot = snapshot_folder(name.repo_id, revision)
     if name.file is None:
         return snapshot if is_complete(snapshot) else None
     names = [str(file.relative_to(snapshot).as_posix()) for file in snapshot.rglob("*") if file.is_file()]
     try:
-        return snapshot / pick_gguf(name.repo_id, names, name.file)
+        return snapshot / pick_gguf(name.repo_id, names, name.file)[0]
     except ModelError:
         return None
 

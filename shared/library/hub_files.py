@@ -2,12 +2,13 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
 
 from layermesh.shared.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
+from layermesh.shared.gguf_pieces import piece_names
 from layermesh.shared.library.names import check_file_name, check_no_escape
 
 CONFIG: Final = "config.json"
@@ -21,7 +22,6 @@ _SETTINGS: Final = re.compile(
 )
 _NO_MODEL: Final = re.compile(r"consolidated|adapter_")  # Mistral's own copy of the same weights; a LoRA
 _PICKLE: Final = re.compile(r"[^/]+\.(?:bin|pt|pth|ckpt|pkl)")
-_SPLIT: Final = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,43 +72,68 @@ def parse_shards(index: bytes, whose: str) -> frozenset[str]:
     return frozenset(check_file_name(shard, whose) for shard in shards)
 
 
-def pick_gguf(repo_id: str, names: Iterable[str], wanted: str) -> str:
-    """Return the GGUF file that `wanted` names: its path, its file name, or a part that one file has ("Q4_K_M").
+def pick_gguf(repo_id: str, names: Iterable[str], wanted: str) -> tuple[str, ...]:
+    """Return the files, in order, of the one GGUF model that `wanted` names as `find_gguf` has it, all of them among `names`.
 
-    Raises ModelNotFoundError when none or several fit, UnsupportedModelError for one that is split into several files.
+    Raises what `find_gguf` does, and CheckpointError for a model some of whose files are not there.
     """
-    offered = _gguf_names(names)
-    tagged = re.compile(rf"(?:^|[.-]){re.escape(wanted)}[.-]", re.IGNORECASE)
-    for fits in (
-        [name for name in offered if name == wanted],
-        [name for name in offered if PurePosixPath(name).name == wanted],
-        [name for name in offered if tagged.search(PurePosixPath(name).name)],
-    ):
-        if len(fits) == 1:
-            return _whole(repo_id, check_file_name(fits[0], repo_id))
-    some = f"it has {', '.join(offered)}" if offered else "it has no GGUF file"
-    raise ModelNotFoundError(f"{repo_id} has no single file {wanted!r}: {some}. Write {repo_id}:FILE.")
-
-
-def _whole(repo_id: str, name: str) -> str:
-    if _SPLIT.search(name):
-        raise UnsupportedModelError(
-            f"{repo_id}:{name} is one part of several, and layermesh reads a GGUF from one file. "
-            "Take a smaller quantisation in one file, or the original model as safetensors."
+    there = set(names)
+    files = find_gguf(repo_id, there, wanted)
+    missing = [name for name in files if name not in there]
+    if missing:
+        raise CheckpointError(
+            f"{repo_id} lacks {len(missing)} of the {len(files)} files of {files[0]}, {missing[0]} first. Tell its owner, or "
+            "take another of its files."
         )
-    return name
+    return files
 
 
-def _gguf_names(names: Iterable[str]) -> list[str]:
-    """Return the language models among `names`, sorted (`mmproj` files hold the eyes of another model)."""
+def find_gguf(repo_id: str, names: Iterable[str], wanted: str) -> tuple[str, ...]:
+    """Return the files of the one GGUF model that `wanted` names, as many as it has in all; some may not be among `names`.
+
+    It names one by the path or name of any of its files, or by what one model has in its name or as its folder ("Q4_K_M", in
+    capitals or not). Raises ModelNotFoundError when none or several fit, CheckpointError for a name that leads elsewhere.
+    """
+    offered = _gguf_models(names)
+    fits: list[tuple[str, ...]] = []
+    for is_meant in _ways_to_mean(wanted):
+        fits = [files for files in offered if is_meant(files)]
+        if len(fits) == 1:
+            for name in fits[0]:
+                check_file_name(name, repo_id)
+            return fits[0]
+        if fits:
+            break
+    some = ", ".join(map(_shown, fits or offered))
+    what = f"{len(fits)} of its models fit: {some}" if fits else f"it has {some}" if offered else "it has no GGUF file"
+    raise ModelNotFoundError(f"{repo_id} has no single file {wanted!r}: {what}. Write {repo_id}:FILE.")
+
+
+def _ways_to_mean(wanted: str) -> Iterator[Callable[[tuple[str, ...]], bool]]:
+    """Give the tests for the files of a model whether `wanted` means it, the surest first."""
+    yield lambda files: wanted in files
+    yield lambda files: wanted in {PurePosixPath(name).name for name in files}
+    for before in ("[.-]", "[._-]"):
+        tagged = re.compile(rf"(?:^|{before}){re.escape(wanted)}[.-]", re.IGNORECASE)
+        yield lambda files, tagged=tagged: tagged.search(PurePosixPath(files[0]).name) is not None  # type: ignore[misc]
+    yield lambda files: wanted.lower() in PurePosixPath(files[0].lower()).parts[:-1]
+
+
+def _gguf_models(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Return the files of each language model among `names`, sorted (`mmproj` files hold the eyes of another model)."""
     files = (name for name in names if name.lower().endswith(".gguf"))
-    return sorted(name for name in files if not PurePosixPath(name).name.lower().startswith("mmproj"))
+    models = {piece_names(name) for name in files if not PurePosixPath(name).name.lower().startswith("mmproj")}
+    return sorted(models)
+
+
+def _shown(files: tuple[str, ...]) -> str:
+    return files[0] if len(files) == 1 else f"{files[0]} ({len(files)} files)"
 
 
 def _no_model(repo_id: str, names: Sequence[str]) -> UnsupportedModelError:
     """Return the error for a repository without config and safetensors weights, by what it has instead."""
-    if gguf := _gguf_names(names):
-        choices = ", ".join(f"{repo_id}:{name}" for name in gguf)
+    if gguf := _gguf_models(names):
+        choices = ", ".join(f"{repo_id}:{_shown(files)}" for files in gguf)
         return UnsupportedModelError(f"{repo_id} has only GGUF files. Say which one: {choices}.")
     if pickles := [name for name in names if _PICKLE.fullmatch(name)]:
         return UnsupportedModelError(

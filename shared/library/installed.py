@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from layermesh.shared.errors import ModelNotFoundError, UsageError
+from layermesh.shared.gguf_pieces import piece_names
 from layermesh.shared.library.catalog import CATALOG, CatalogEntry
 from layermesh.shared.library.disk import is_folder
 from layermesh.shared.library.fetching import locked
 from layermesh.shared.library.home import unpacked_folder
 from layermesh.shared.library.hub_cache import cache_folder, is_complete, repo_folder
-from layermesh.shared.library.hub_files import pick_gguf
+from layermesh.shared.library.hub_files import find_gguf
 from layermesh.shared.library.names import HubName
 from layermesh.shared.library.packs import cached_packs, remove_packs
 from layermesh.shared.unpacked import sweep_unpacked
@@ -80,8 +81,8 @@ def _from_hub() -> Iterator[InstalledModel]:
         if whole is not None:
             files = [file for file in whole.files if not _is_gguf(file)]
             yield _installed(repo.repo_id, whole.snapshot_path, files)
-        for name, file in _gguf_files(newest_first).items():
-            yield _installed(f"{repo.repo_id}:{name}", file.file_path, [file])
+        for name, files in _gguf_models(newest_first).items():
+            yield _installed(f"{repo.repo_id}:{name}", files[0].file_path, files)
 
 
 def _installed(name: str, path: Path, files: "list[CachedFileInfo]") -> InstalledModel:
@@ -94,12 +95,20 @@ def _is_gguf(file: "CachedFileInfo") -> bool:
     return file.file_name.lower().endswith(".gguf")
 
 
-def _gguf_files(revisions: "list[CachedRevisionInfo]") -> "dict[str, CachedFileInfo]":
-    """Return the GGUF files by their path in the repository, each from the first revision that has it."""
-    found: dict[str, CachedFileInfo] = {}
+def _gguf_models(revisions: "list[CachedRevisionInfo]") -> "dict[str, list[CachedFileInfo]]":
+    """Return the files of each complete GGUF model by the path of its first one in the repository.
+
+    Each is from the first revision that has all of it.
+    """
+    found: dict[str, list[CachedFileInfo]] = {}
     for revision in revisions:
-        for file in sorted(filter(_is_gguf, revision.files), key=lambda file: file.file_path):
-            found.setdefault(file.file_path.relative_to(revision.snapshot_path).as_posix(), file)
+        there = {
+            file.file_path.relative_to(revision.snapshot_path).as_posix(): file for file in revision.files if _is_gguf(file)
+        }
+        for name in sorted(there):
+            pieces = piece_names(name)
+            if there.keys() >= set(pieces):
+                found.setdefault(pieces[0], [there[piece] for piece in pieces])
     return found
 
 
@@ -140,14 +149,14 @@ def _remove_all(repo: "CachedRepoInfo") -> int:
 
 
 def _remove_file(name: HubName, repo: "CachedRepoInfo") -> int:
-    """Delete one GGUF file from all revisions, and the repository if nothing else is in it."""
+    """Delete one GGUF model from all revisions, and the repository if nothing else is in it."""
     files = {
         file.file_path: (file.file_path.relative_to(revision.snapshot_path).as_posix(), file)
         for revision in repo.revisions
         for file in revision.files
     }
-    wanted = pick_gguf(name.repo_id, {relative for relative, _ in files.values()}, str(name.file))
-    ours = [file for relative, file in files.values() if relative == wanted]
+    wanted = find_gguf(name.repo_id, {relative for relative, _ in files.values()}, str(name.file))
+    ours = [file for relative, file in files.values() if relative in wanted]
     if len(ours) == len(files):
         return _remove_all(repo)
     for path in {path for file in ours for path in (file.file_path, file.blob_path)}:

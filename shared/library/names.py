@@ -16,7 +16,7 @@ _FILE_PART: Final = re.compile(r"[\w.-]{1,200}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class HubName:
-    """`owner/name`, or `owner/name:file` for one GGUF file of that repository."""
+    """`owner/name`, or `owner/name:file` for one GGUF model of that repository, in one file or several."""
 
     repo_id: str
     file: str | None = None

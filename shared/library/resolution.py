@@ -17,7 +17,10 @@ from layermesh.shared.library.progress import Progress
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
-    """A model on this machine: `path` is a Hugging Face folder or a GGUF file; `notices` are for the user's eyes."""
+    """A model on this machine: `path` is a Hugging Face folder or a GGUF file, perhaps the first of several.
+
+    `notices` are for the user's eyes.
+    """
 
     name: str
     path: Path
@@ -31,7 +34,7 @@ def resolve(
     """Return where the model `name` lies, fetching it first if need be and not `offline`.
 
     `name` is a folder or .gguf file, a name of the catalog, `owner/name` on the hub, or `owner/name:file.gguf` for one
-    GGUF file there (`owner/name:Q4_K_M` for the only one with that in its name), or that of a packed model (`NAME@int4`).
+    GGUF model there (`owner/name:Q4_K_M` for the only one with that in its name), or that of a packed model (`NAME@int4`).
     `revision` is for the hub only.
 
     Raises ModelNotFoundError, UnsupportedModelError, CheckpointError, ModelError, DiskFullError, UsageError.

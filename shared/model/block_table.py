@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from layermesh.shared.checkpoints.gguf_gpt_oss import ARCHITECTURE as GPT_OSS
 from layermesh.shared.checkpoints.tensors import Checkpoint, StoredTensor
 from layermesh.shared.errors import CheckpointError, UsageError
 from layermesh.shared.model.blocks import (
@@ -19,10 +20,11 @@ from layermesh.shared.model.blocks import (
     aligned,
 )
 from layermesh.shared.model.definition import ModelDefinition, compute_buffers
+from layermesh.shared.model.gpt_oss_recipes import gpt_oss_recipes
 from layermesh.shared.model.lean import make_lean, make_lean_as_stored
 from layermesh.shared.model.packed import packed_recipes, quantise_definition
 from layermesh.shared.model.quant_parts import ModelUse, check_numbers
-from layermesh.shared.model.recipes import Conversion, Copy, Recipe, as_recipes, is_ignored
+from layermesh.shared.model.recipes import Conversion, Copy, Recipe, as_recipes, is_ignored, sources_of, targets_of
 from layermesh.shared.model.separable import separable_modules
 from layermesh.shared.model.stored_quants import stored_recipes
 from layermesh.shared.model.unused_tensors import find_unused
@@ -65,6 +67,8 @@ def _recipes(checkpoint: Checkpoint, definition: ModelDefinition) -> list[Recipe
         return packed
     if checkpoint.gguf_architecture is None:
         return stored_recipes(checkpoint.tensors, definition.model, definition.scheme, definition.towers)
+    if checkpoint.gguf_architecture == GPT_OSS:
+        return gpt_oss_recipes(checkpoint, definition.model)
     from layermesh.shared.checkpoints.gguf_mapping import map_gguf  # the gguf package is slow to import
 
     recipes: list[Recipe] = []
@@ -88,7 +92,7 @@ class _Sorter:
         self.definition = definition
         self.recipes_of: dict[str, list[Recipe]] = defaultdict(list)
         for recipe in recipes:
-            for target in recipe.targets if isinstance(recipe, Conversion) else (recipe.target,):
+            for target in targets_of(recipe):
                 self.recipes_of[target].append(recipe)
         self.lookup_weights = {f"{path}.weight": path for path in definition.lookups}
         self.packed = packed_names(definition.model)
@@ -201,8 +205,7 @@ class _Sorter:
         return tuple(f"{self.definition.layers_path}.{layer}.{name}" for name in inside)
 
     def _file_position(self, name: str) -> tuple[str, int]:
-        recipe = self.recipes_of[name][0]
-        source = recipe.sources[0] if isinstance(recipe, Conversion) else recipe.source
+        source = sources_of(self.recipes_of[name][0])[0]
         return str(source.path), source.offset
 
     def _congruent(self, offset: int, name: str, dtype: torch.dtype) -> int:
@@ -211,7 +214,7 @@ class _Sorter:
         Where the file lies badly for kernels, or other values are stored than computed with, `offset` is as good as any.
         """
         recipe = self.recipes_of[name][0]
-        if isinstance(recipe, Conversion) or recipe.rows is not None or recipe.start or recipe.source.dtype != dtype:
+        if not isinstance(recipe, Copy) or recipe.rows is not None or recipe.start or recipe.source.dtype != dtype:
             return offset
         if recipe.source.offset % ALIGNMENT:
             return offset

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from layermesh.shared.checkpoints.tensors import StoredTensor, stored_rows
-from layermesh.shared.model.recipes import Conversion, Copy, Recipe
+from layermesh.shared.model.recipes import Conversion, Copy, Recipe, TransposedCopy, sources_of
 from layermesh.shared.spans import LayerSpan
 
 NUM_READERS = 8  # that load a block
 READ_BYTES = 4 << 20  # one read; several in flight keep a solid-state disk busy
 LEAST_READ_BYTES = 1 << 18  # what a small block's reads may shrink to, so that every reader has one
+TRANSPOSED_BYTES = 1 << 20  # of decoded rows that become columns at a time
+TRANSPOSING_BYTES = 4 * TRANSPOSED_BYTES  # what a reader needs for that: stored bytes, their values, and those cast
 ALIGNMENT = 64  # bytes; what torch's own allocations keep to, and kernels may round differently off it
 PAGE_BYTES = 4096  # what reads past the page cache keep to, in the file and in memory
 LARGE_BYTES = 1 << 20  # blocks from this size on are laid out to be read in place, for which some room goes unused
@@ -76,7 +78,8 @@ class Block:
     def scratch_bytes(self) -> int:
         """Memory that conversions take beside the buffer while the block is loaded."""
         largest = sorted((self._conversion_bytes(recipe) for recipe in self.recipes), reverse=True)
-        return sum(largest[:NUM_READERS])
+        is_transposed = any(isinstance(recipe, TransposedCopy) for recipe in self.recipes)
+        return sum(largest[:NUM_READERS]) + NUM_READERS * TRANSPOSING_BYTES * is_transposed
 
     @property
     def read_bytes(self) -> int:
@@ -96,11 +99,11 @@ class Block:
 
     def _sources(self) -> Iterable[StoredTensor]:
         for recipe in self.recipes:
-            yield from recipe.sources if isinstance(recipe, Conversion) else (recipe.source,)
+            yield from sources_of(recipe)
 
     @staticmethod
     def _conversion_bytes(recipe: Recipe) -> int:
-        if isinstance(recipe, Copy):
+        if not isinstance(recipe, Conversion):
             return 0
         return 3 * 4 * max(sum(source.num_elements for source in recipe.sources), recipe.num_made)
 
@@ -147,7 +150,7 @@ def split_head(head: Block, max_bytes: int) -> tuple[Block, ...]:
     (tensor,), (recipe,) = head.tensors, head.recipes
     num_rows = tensor.shape[0]
     rows_each = max_bytes // (tensor.num_bytes // num_rows) // ALIGNMENT * ALIGNMENT
-    if isinstance(recipe, Conversion) or recipe.rows is not None or rows_each == 0:
+    if not isinstance(recipe, Copy) or recipe.rows is not None or rows_each == 0:
         return (head,)
     bounds = [*range(0, num_rows, rows_each), num_rows]
     return tuple(_head_piece(head, tensor, recipe, start, end) for start, end in itertools.pairwise(bounds))

@@ -10,7 +10,7 @@ from torch import nn
 from layermesh.shared.model.definition import ModelDefinition
 from layermesh.shared.model.lean_fit import activation_of, gate_up_names, lean_shape, qkv_names
 from layermesh.shared.model.lean_layer import Fused, LeanLayer, LeanShape, Turner
-from layermesh.shared.model.recipes import Conversion, Recipe
+from layermesh.shared.model.recipes import Conversion, Copy, Recipe, TransposedCopy, targets_of
 
 _FUSED = {"self_attn": "qkv", "mlp": "gate_up"}  # where the matrices with one input are gathered
 _JOINED = "joined"  # what several are called when they have become one
@@ -57,8 +57,8 @@ def _encodings(recipes: Sequence[Recipe]) -> dict[str, object]:
     """How each parameter is stored, for those that are copied; everything else is like nothing else."""
     found: dict[str, object] = {}
     for recipe in recipes:
-        if isinstance(recipe, Conversion):
-            found |= {name: object() for name in recipe.targets}
+        if not isinstance(recipe, Copy):
+            found |= {name: object() for name in targets_of(recipe)}
         else:
             found[recipe.target] = found.get(recipe.target, recipe.source.encoding)
             if found[recipe.target] != recipe.source.encoding:
@@ -115,7 +115,7 @@ def _moved(recipe: Recipe, moves: Mapping[str, _Move]) -> Recipe:
     if isinstance(recipe, Conversion):
         return _moved_conversion(recipe, moves) if any(name in moves for name in recipe.targets) else recipe
     move = moves.get(recipe.target)
-    if move is None:
+    if move is None or isinstance(recipe, TransposedCopy):  # which fills experts, and no lean layer has any
         return recipe
     if recipe.rows is not None:
         return replace(recipe, target=move.target, rows=recipe.rows + move.first)

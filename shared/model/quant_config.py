@@ -11,7 +11,7 @@ Number = Literal["float", "int"]
 
 _READABLE: Final = (
     "FP8 (fp8, mxfp8, fbgemm_fp8, modelopt), compressed-tensors (float-quantized, int-quantized, pack-quantized in 2, 4 or 8 "
-    "bits, nvfp4-pack-quantized), NVFP4 of modelopt, GPTQ in 2, 4 or 8 bits, and 4-bit AWQ (gemm)"
+    "bits, nvfp4-pack-quantized), NVFP4 of modelopt, MXFP4 of experts, GPTQ in 2, 4 or 8 bits, and 4-bit AWQ (gemm)"
 )
 _WORD_BITS: Final = (2, 4, 8)  # widths of which an int32 has a whole number
 _DEFAULT_GROUP: Final = 128  # group_size of GPTQ and AWQ where a configuration omits it, as in transformers
@@ -99,6 +99,10 @@ def _fp8(dialect: _Dialect) -> QuantScheme:
     return QuantScheme(dialect.method, (WeightGroup("float", 8, block),))
 
 
+def _mxfp4(dialect: _Dialect) -> QuantScheme:
+    return QuantScheme(dialect.method)
+
+
 def _modelopt(dialect: _Dialect) -> QuantScheme:
     algorithm = str(dialect.config.get("quant_algo"))
     if algorithm not in _MODELOPT_ALGORITHMS:
@@ -180,6 +184,7 @@ _READERS: Final[Mapping[str, Callable[[_Dialect], QuantScheme]]] = {
     "fp8": _fp8,
     "gptq": _gptq,
     "modelopt": _modelopt,
+    "mxfp4": _mxfp4,
     "mxfp8": _fp8,
 }
 

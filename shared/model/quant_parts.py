@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from layermesh.shared.checkpoints.tensors import StoredTensor
 from layermesh.shared.errors import CheckpointError, UnsupportedModelError
-from layermesh.shared.model.recipes import Conversion, NameMap, Recipe
+from layermesh.shared.model.recipes import NameMap, Recipe, sources_of, targets_of
 from layermesh.shared.model.schemes import FLOATS, FP8_VALUES
 
 # Scales of inputs, outputs and caches, all of which layermesh computes in full precision.
@@ -77,10 +77,9 @@ def check_numbers(recipes: Sequence[Recipe], unpacked: Collection[str], model: A
     """
     floating = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
     for recipe in recipes:
-        targets = recipe.targets if isinstance(recipe, Conversion) else (recipe.target,)
-        if not any(name in floating and use.computes_with(name) for name in targets):
+        if not any(name in floating and use.computes_with(name) for name in targets_of(recipe)):
             continue
-        for source in recipe.sources if isinstance(recipe, Conversion) else (recipe.source,):
+        for source in sources_of(recipe):
             if source.encoding in FP8_VALUES and source.name not in unpacked:
                 raise CheckpointError(
                     f"{source.path} has {source.name} in FP8 and no scale for it. Files may be missing: fetch it again."

@@ -5,13 +5,15 @@ other way round; transformers knows each family's conversion, and its own operat
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from layermesh.shared.checkpoints.decoding import decode
+from layermesh.shared.checkpoints.mxfp4 import GROUP_BYTES, GROUP_VALUES, decode_mxfp4
 from layermesh.shared.checkpoints.rows import Combine, RowMove, find_row_moves
 from layermesh.shared.checkpoints.tensors import StoredTensor, as_matrix, stored_rows
 from layermesh.shared.errors import CheckpointError
@@ -56,7 +58,82 @@ class Conversion:
     num_made: int = 0
 
 
-Recipe = Copy | Conversion
+@dataclass(frozen=True, slots=True)
+class TransposedCopy:
+    """Stored matrices, one for each expert, decoded into columns of a parameter `[experts, columns, width]`.
+
+    Row r of a matrix becomes column `first + step * r` of its expert. `sources` is one tensor `[experts, rows, columns]`, or
+    two in MXFP4: groups `[experts, rows, groups, 16]` and their scales `[experts, rows, groups]`.
+    """
+
+    sources: tuple[StoredTensor, ...]
+    target: str
+    first: int = 0
+    step: int = 1
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Experts, rows and columns of the decoded matrices."""
+        experts, rows, columns = self.sources[0].shape[:3]
+        return experts, rows, columns * (GROUP_VALUES if self.is_mxfp4 else 1)
+
+    @property
+    def is_mxfp4(self) -> bool:
+        """Whether values and scales lie in tensors of their own."""
+        return len(self.sources) > 1
+
+    def parts(self, max_bytes: int) -> Iterator[tuple[int, int, int]]:
+        """Return ranges of rows as (expert, start, end), each of at most `max_bytes` once decoded to float32, or one row."""
+        experts, rows, columns = self.shape
+        step = max(max_bytes // (4 * max(columns, 1)), 1)
+        for expert in range(experts):
+            for start in range(0, rows, step):
+                yield expert, start, min(start + step, rows)
+
+    def stored(self, expert: int, start: int, end: int) -> tuple[StoredTensor, ...]:
+        """Return where the rows `[start, end)` of an expert lie, one entry for each source."""
+        first = expert * self.shape[1]
+        return tuple(stored_rows(_by_rows(source, self.shape), first + start, first + end) for source in self.sources)
+
+    def place(self, raw: Sequence[torch.Tensor], part: tuple[int, int, int], parameter: torch.Tensor) -> None:
+        """Decode `raw`, the bytes of what `stored` returned for `part`, into its columns of `parameter`.
+
+        Raises CheckpointError for scales that are no numbers.
+        """
+        expert, start, end = part
+        decoded = torch.empty(end - start, self.shape[2], dtype=parameter.dtype)
+        if self.is_mxfp4:
+            self._decode_mxfp4(raw, decoded)
+        else:
+            decode(raw[0], self.sources[0].encoding, decoded)
+        last = self.first + self.step * (end - 1)
+        parameter[expert, :, self.first + self.step * start : last + 1 : self.step] = decoded.t()
+
+    def _decode_mxfp4(self, raw: Sequence[torch.Tensor], decoded: torch.Tensor) -> None:
+        try:
+            decode_mxfp4(raw[0].view(-1, GROUP_BYTES), raw[1], decoded)
+        except ValueError as error:
+            scales = self.sources[1]
+            raise CheckpointError(f"tensor {scales.name} in {scales.path.name} has {error}. Fetch the file again.") from error
+
+
+Recipe = Copy | Conversion | TransposedCopy
+
+
+def sources_of(recipe: Recipe) -> tuple[StoredTensor, ...]:
+    """Return the stored tensors that a recipe reads."""
+    return (recipe.source,) if isinstance(recipe, Copy) else recipe.sources
+
+
+def targets_of(recipe: Recipe) -> tuple[str, ...]:
+    """Return the parameters that a recipe fills, or parts of which."""
+    return recipe.targets if isinstance(recipe, Conversion) else (recipe.target,)
+
+
+def _by_rows(source: StoredTensor, shape: tuple[int, int, int]) -> StoredTensor:
+    """Return `source` as a matrix with a row for each row of every expert."""
+    rows = shape[0] * shape[1]
+    return replace(source, shape=(rows, source.num_elements // max(rows, 1)))
 
 
 @dataclass(slots=True)

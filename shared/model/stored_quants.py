@@ -11,6 +11,7 @@ import torch
 from layermesh.shared.checkpoints.packing import METHOD, Packing
 from layermesh.shared.checkpoints.tensors import StoredTensor
 from layermesh.shared.errors import UnsupportedModelError
+from layermesh.shared.model.mxfp4_recipes import Mxfp4Pair, find_pairs, unpack_pairs
 from layermesh.shared.model.quant_config import QuantScheme
 from layermesh.shared.model.quant_parts import ModelUse, check_numbers, check_parts
 from layermesh.shared.model.recipes import Conversion, Copy, Recipe, find_recipes
@@ -63,10 +64,14 @@ def stored_recipes(
     """
     use = ModelUse(model, towers)
     found = find_quantised(tensors, scheme or QuantScheme(), lambda name: use.owner(name) is not None)
-    parts = {part.name for quantised in found.values() for part in quantised.parts}
+    pairs = find_pairs(tensors) if scheme is not None and scheme.method == "mxfp4" else {}
+    quantised: dict[str, QuantisedTensor | Mxfp4Pair] = {**found, **pairs}
+    parts = {part.name for each in quantised.values() for part in each.parts}
     check_parts(tensors, parts, use)
-    recipes = find_recipes(tensors | {name: quantised.weight for name, quantised in found.items()}, model)
-    check_numbers(recipes, found, model, use)
+    weights = {name: each.weight for name, each in quantised.items()}
+    recipes = find_recipes({name: tensor for name, tensor in tensors.items() if name not in parts} | weights, model)
+    check_numbers(recipes, weights, model, use)
+    recipes = [unpack_pairs(recipe, pairs, model) for recipe in recipes] if pairs else recipes
     return _unpack_first(recipes, model, found) if found else recipes
 
 
@@ -77,8 +82,10 @@ def _unpack_first(found_recipes: Sequence[Recipe], model: Any, found: _Found) ->
     for recipe in found_recipes:
         if isinstance(recipe, Conversion):
             recipes.append(_unpacking_first(recipe, found))
-        else:
+        elif isinstance(recipe, Copy):
             to_unpack[recipe.target].append(recipe)
+        else:
+            recipes.append(recipe)
     for target, copies in to_unpack.items():
         if any(copy.source.name in found for copy in copies):
             recipes.append(_unpacking(target, shapes[target], copies, found))

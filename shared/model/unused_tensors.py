@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable
 from typing import Any, Final
 
 from layermesh.shared.model.quant_parts import is_harmless
-from layermesh.shared.model.recipes import Conversion, NameMap, Recipe
+from layermesh.shared.model.recipes import NameMap, Recipe, sources_of
 from layermesh.shared.transformers_api import ignored_when_unexpected
 
 _COMPUTED: Final = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$", r"attn\.(masked_)?bias$", r"attention\.(masked_)?bias$")
@@ -18,9 +18,7 @@ def find_unused(tensors: Collection[str], recipes: Iterable[Recipe], model: Any,
     Left out are layers that the model has not (of multi-token prediction, say), whatever lies outside the layers, scales of
     inputs and caches, and what transformers passes over without a warning.
     """
-    used = {
-        source.name for recipe in recipes for source in (recipe.sources if isinstance(recipe, Conversion) else (recipe.source,))
-    }
+    used = {source.name for recipe in recipes for source in sources_of(recipe)}
     left = [name for name in tensors if name not in used and not is_harmless(name)]
     if not left:
         return ()

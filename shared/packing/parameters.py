@@ -11,7 +11,8 @@ from layermesh.shared.checkpoints.decoding import decode
 from layermesh.shared.checkpoints.json_files import unreadable
 from layermesh.shared.checkpoints.layout import truncated
 from layermesh.shared.checkpoints.tensors import StoredTensor, as_matrix
-from layermesh.shared.model.recipes import Conversion, Copy, Recipe
+from layermesh.shared.model.blocks import TRANSPOSED_BYTES
+from layermesh.shared.model.recipes import Conversion, Copy, Recipe, TransposedCopy
 from layermesh.shared.quant.forms import QuantForm
 from layermesh.shared.quant.gguf_quants import KEPT_FORMS, keep_quants
 from layermesh.shared.quant.quants import Quants, widen
@@ -22,11 +23,14 @@ class ParameterReader:
 
     def __init__(self, recipes: Sequence[Recipe]) -> None:
         self._copies: dict[str, list[Copy]] = defaultdict(list)
+        self._transposed: dict[str, list[TransposedCopy]] = defaultdict(list)
         self._conversions: dict[str, Conversion] = {}
         self._made: dict[str, torch.Tensor] = {}
         for recipe in recipes:
             if isinstance(recipe, Conversion):
                 self._conversions |= dict.fromkeys(recipe.targets, recipe)
+            elif isinstance(recipe, TransposedCopy):
+                self._transposed[recipe.target].append(recipe)
             else:
                 self._copies[recipe.target].append(recipe)
 
@@ -73,7 +77,12 @@ class ParameterReader:
         if target in self._conversions:
             return self._converted(target).to(dtype).view(shape)
         made = torch.empty(shape, dtype=dtype)
-        for copy in self._copies[target]:
+        for transposed in self._transposed.get(target, []):
+            for part in transposed.parts(TRANSPOSED_BYTES):
+                stored = transposed.stored(*part)
+                raw = [_read(source.path, source.offset, source.num_bytes) for source in stored]
+                transposed.place(raw, part, made)
+        for copy in self._copies.get(target, []):
             source = as_matrix(copy.source)
             decoded = torch.empty(source.shape, dtype=dtype)
             decode(_read(source.path, source.offset, source.num_bytes), source.encoding, decoded)

@@ -44,6 +44,8 @@ class Source:
         paths = {tensor.path for tensor in checkpoint.tensors.values()}
         if checkpoint.gguf_architecture is None:
             paths.add(checkpoint.config_dir / "config.json")
+        elif checkpoint.path.is_file():
+            paths.add(checkpoint.path)  # of several pieces the first describes the model, and need not have any tensors
         return cls(tuple(_look(path) for path in sorted(paths)))
 
     def key(self, request: PackRequest) -> str:

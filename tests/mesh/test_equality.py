@@ -7,6 +7,7 @@ from layermesh.shared.footprint import SequenceSize
 from layermesh.shared.frames import SessionId
 from tests.architectures.runs import answer_greedily, difference
 from tests.mesh.loopback import Loopback
+from tests.storing import example
 
 PROMPT = [5, 6, 7, 8, 9, 10, 11]
 NUM_TOKENS = 6
@@ -59,6 +60,16 @@ def test_workers_give_the_answer_of_one_machine(tiny, workers, addresses, model_
     assert len(stages) >= 2
     for worker in workers[: len(stages) - 1]:
         assert str(tiny(model_type)) in [stored.name for stored in worker.store.models()]
+
+
+@pytest.mark.usefixtures("one_thread", "no_models_there")
+@pytest.mark.parametrize("kind", ["mxfp4", "gguf gpt-oss", "gguf pieces"])
+def test_models_in_other_forms_give_the_answer_of_one_machine(addresses, kind):
+    path = example(kind).checkpoint.path
+    alone, _ = run(path, alone=True)
+    together, stages = run(path, workers=addresses[:2], discover=False, spread=True, alone=False)
+    assert difference(together, alone) == ""
+    assert len(stages) >= 2
 
 
 def test_a_family_that_cannot_be_divided_runs_alone(tiny, addresses):

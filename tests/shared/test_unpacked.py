@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from layermesh.shared.unpacked import note_source, note_use, sweep_unpacked
+from layermesh.shared.unpacked import note_sources, note_use, sweep_unpacked
 
 DAY = 24 * 3600
 
@@ -20,7 +20,7 @@ def head(cache: Path, name: str, source: Path | None, age_seconds: float = 0) ->
     folder = cache / name
     folder.mkdir(parents=True)
     if source is not None:
-        note_source(folder, source)
+        note_sources(folder, [source])
     os.utime(folder, (time.time() - age_seconds,) * 2)
     return folder
 

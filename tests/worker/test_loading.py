@@ -5,12 +5,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from layermesh.shared.checkpoints.safetensors_header import read_header
 from layermesh.shared.errors import CheckpointError
 from layermesh.shared.model import blocks
 from layermesh.shared.model.blocks import PAGE_BYTES, Block, BlockTensor
-from layermesh.shared.model.recipes import Conversion, Copy
+from layermesh.shared.model.recipes import Conversion, Copy, TransposedCopy
 from layermesh.worker import loading
 from layermesh.worker.buffers import Buffer, block_tensors
 from layermesh.worker.files import FileReader
@@ -124,6 +125,26 @@ def test_copies_by_rows_scatter_them(loader, tmp_path, monkeypatch):
     block = Block("x", 0, tensors, (Copy(read_header(tmp_path / "x.safetensors")["m"], "m", rows=order),))
     loaded = load(loader, block)["m"]
     assert torch.equal(loaded[order], matrix.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 3 * 4 * 64, 1 << 20])
+def test_matrices_of_experts_become_columns_piece_by_piece(loader, tmp_path, monkeypatch, piece_bytes):
+    monkeypatch.setattr(loading, "TRANSPOSED_BYTES", piece_bytes)
+    gate, up = torch.randn(3, 10, 64), torch.randn(3, 10, 64)
+    blocks = torch.randint(0, 256, (3, 20, 2, 16), dtype=torch.uint8)
+    scales = torch.randint(120, 130, (3, 20, 2), dtype=torch.uint8)
+    save_file({"gate": gate, "up": up, "blocks": blocks, "scales": scales}, tmp_path / "x.safetensors")
+    stored = read_header(tmp_path / "x.safetensors")
+    recipes = (
+        TransposedCopy((stored["gate"],), "turns", 0, 2),
+        TransposedCopy((stored["up"],), "turns", 1, 2),
+        TransposedCopy((stored["blocks"], stored["scales"]), "packed"),
+    )
+    shape = (3, 64, 20)
+    tensors = tuple(BlockTensor(name, (name,), shape, torch.float32, at) for name, at in (("turns", 0), ("packed", 15360)))
+    loaded = load(loader, Block("x", 0, tensors, recipes))
+    assert torch.equal(loaded["turns"], torch.stack([gate, up], 2).flatten(1, 2).transpose(1, 2))
+    assert torch.equal(loaded["packed"], convert_moe_packed_tensors(blocks, scales, dtype=torch.float32))
 
 
 @pytest.mark.parametrize("spoil", ["truncated", "gone"])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from layermesh.shared.checkpoints import gguf, unpack_gguf
-from layermesh.shared.checkpoints.gguf_header import read_gguf_header
+from layermesh.shared.checkpoints.gguf_split import read_gguf
 
 
 @pytest.fixture
@@ -13,7 +13,7 @@ def unpack_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Unpack GGUF files in this process: what the child does, without the seconds that starting it takes."""
 
     def unpack(path: Path, folder: Path) -> None:
-        unpack_gguf.unpack(read_gguf_header(path), folder)
+        unpack_gguf.unpack(read_gguf(path), folder)
 
     monkeypatch.setattr(gguf, "_run_child", unpack)
 

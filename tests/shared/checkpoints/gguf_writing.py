@@ -31,10 +31,14 @@ def write_gguf(
     shapes: dict[str, tuple[int, ...]],
     encodings: Iterable[str] = ("F32",),
     tokens: list[str] | None = None,
+    piece_tensors: int = 0,
 ) -> Path:
-    """Write random tensors of `shapes` (torch order), matrices in `encodings` by turns, vectors in F32."""
+    """Write random tensors of `shapes` (torch order), matrices in `encodings` by turns, vectors in F32.
+
+    With `piece_tensors` it becomes several files of as many tensors, of which the first is returned.
+    """
     rng, turns = np.random.default_rng(7), cycle(encodings)
-    writer = GGUFWriter(path, architecture)
+    writer = GGUFWriter(path, architecture, split_max_tensors=piece_tensors)
     for key, value in metadata.items():
         add_value(writer, key if "." in key and key.startswith(("tokenizer", "general")) else f"{architecture}.{key}", value)
     if tokens is not None:
@@ -51,7 +55,7 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    return min(path.parent.glob(f"{path.stem}-00001-of-*.gguf")) if piece_tensors else path
 
 
 def add_value(writer: GGUFWriter, key: str, value: object) -> None:

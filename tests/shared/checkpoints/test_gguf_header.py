@@ -108,9 +108,8 @@ def test_impossible_heads_are_refused_at_once(tmp_path, make):
         (lambda path: write(path, version=3 << 24), "big-endian"),
         (lambda path: write(path, tensor(kind=99)), "kind number 99.*Q4_0.*F32"),
         (lambda path: write(path, tensor(sizes=(32,), kind=int(GGMLQuantizationType.Q8_1))), "Q8_1.*Q4_0.*F32"),
-        (lambda path: write(path, keys=(ARCHITECTURE, number("split.count", 3))), "one of 3 pieces.*--merge"),
     ],
-    ids=["version 1", "version 4", "big-endian", "unknown kind", "kind nobody decodes", "split"],
+    ids=["version 1", "version 4", "big-endian", "unknown kind", "kind nobody decodes"],
 )
 def test_kinds_that_are_not_read_are_named(tmp_path, make, message):
     make(tmp_path / "a.gguf")

@@ -70,23 +70,40 @@ def test_a_bad_index_is_refused(index: bytes) -> None:
         parse_shards(index, "o/n")
 
 
-NAMES = ["m.Q4_K_M.gguf", "m.Q4_K_S.gguf", "deep/m-IQ4_XS.gguf", "mmproj-Q4_K_M.gguf", "m-Q8_0-00001-of-00002.gguf"]
+NAMES = [
+    "m.Q4_K_M.gguf", "m.Q4_K_S.gguf", "deep/m-IQ4_XS.gguf", "mmproj-Q4_K_M.gguf", "m_Q5_0.gguf",
+    "m-Q8_0-00001-of-00002.gguf", "m-Q8_0-00002-of-00002.gguf",
+    "UD-Q2_K/m-00001-of-00003.gguf", "UD-Q2_K/m-00002-of-00003.gguf", "UD-Q2_K/m-00003-of-00003.gguf",
+]  # fmt: skip
+Q8_0, Q2_K = tuple(NAMES[5:7]), tuple(NAMES[7:])
 
 
 @pytest.mark.parametrize(
     ("wanted", "found"),
-    [("m.Q4_K_M.gguf", NAMES[0]), ("q4_k_s", NAMES[1]), ("m-IQ4_XS.gguf", NAMES[2]), ("IQ4_XS", NAMES[2])],
-)
-def test_one_gguf_is_picked(wanted: str, found: str) -> None:
-    assert pick_gguf("o/n", NAMES, wanted) == found
+    [
+        ("m.Q4_K_M.gguf", (NAMES[0],)), ("q4_k_s", (NAMES[1],)), ("m-IQ4_XS.gguf", (NAMES[2],)), ("IQ4_XS", (NAMES[2],)),
+        ("q5_0", (NAMES[4],)), ("Q8_0", Q8_0), ("q8_0", Q8_0), (Q8_0[0], Q8_0), (Q8_0[1], Q8_0), ("ud-q2_k", Q2_K),
+        ("m-00002-of-00003.gguf", Q2_K), (Q2_K[0], Q2_K),
+    ],
+)  # fmt: skip
+def test_one_gguf_is_picked(wanted: str, found: tuple[str, ...]) -> None:
+    assert pick_gguf("o/n", reversed(NAMES), wanted) == found
 
 
-@pytest.mark.parametrize("wanted", ["Q4_K", "m", "Q2_K", "config.json", "../m.Q4_K_M.gguf"])
-def test_no_single_gguf_is_named_with_the_choices(wanted: str) -> None:
-    with pytest.raises(ModelNotFoundError, match=r"m\.Q4_K_M\.gguf"):
+@pytest.mark.parametrize("wanted", ["Q4_K", "Q2_K", "config.json", "../m.Q4_K_M.gguf", "m-Q8_0-00001-of-00003.gguf"])
+def test_no_gguf_is_named_with_the_choices(wanted: str) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"it has .*m-Q8_0-00001-of-00002\.gguf \(2 files\).*m\.Q4_K_M\.gguf"):
         pick_gguf("o/n", NAMES, wanted)
 
 
-def test_a_split_gguf_is_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match="one part of several"):
-        pick_gguf("o/n", NAMES, "Q8_0")
+def test_several_that_fit_are_named_alone() -> None:
+    with pytest.raises(
+        ModelNotFoundError, match=r"2 of its models fit: a/m-Q8_0\.gguf, m-Q8_0-00001-of-00002\.gguf \(2 files\)\."
+    ):
+        pick_gguf("o/n", [*NAMES, "a/m-Q8_0.gguf"], "Q8_0")
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_repository_that_lacks_a_piece_is_refused(lost: int) -> None:
+    with pytest.raises(CheckpointError, match=rf"lacks 1 of the 2 files of {Q8_0[0]}, {Q8_0[lost]} first"):
+        pick_gguf("o/n", set(NAMES) - {Q8_0[lost]}, "Q8_0")

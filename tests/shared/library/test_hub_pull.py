@@ -137,6 +137,23 @@ def test_one_gguf_of_a_repository(hub: HubServer, pull: Puller, wanted: str) -> 
     assert pull(f"o/n:{wanted}", offline=True)["path"] == str(path)
 
 
+PIECES = {f"q/m-Q4_K_M-0000{number}-of-00003.gguf": WEIGHTS[number:] for number in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("wanted", ["q4_k_m", "m-Q4_K_M-00002-of-00003.gguf"])
+def test_a_gguf_in_several_files(hub: HubServer, pull: Puller, wanted: str) -> None:
+    hub.repos["o/n"] = Repo({**PIECES, "m-Q8_0.gguf": b"no"})
+    folder = pull.cache / "models--o--n" / "snapshots" / COMMIT
+    hub.cuts["m-Q4_K_M-00003-of-00003.gguf"] = 1_200_000
+    result = pull(f"o/n:{wanted}")
+    assert result["path"] == str(folder / "q/m-Q4_K_M-00001-of-00003.gguf")
+    assert result["events"][0] == ["start", f"fetching o/n:{wanted} (3 files)", sum(map(len, PIECES.values()))]
+    assert {name: (folder / name).read_bytes() for name in PIECES} == PIECES
+    assert pull(f"o/n:{wanted}", offline=True)["path"] == result["path"]
+    (folder / "q/m-Q4_K_M-00003-of-00003.gguf").unlink()
+    assert pull(f"o/n:{wanted}", offline=True)["error"] == "ModelNotFoundError"
+
+
 @pytest.mark.parametrize(
     ("repo", "name", "error", "says"),
     [
@@ -150,8 +167,10 @@ def test_one_gguf_of_a_repository(hub: HubServer, pull: Puller, wanted: str) -> 
             Repo({**CONFIG, "model.safetensors": WEIGHTS}, listed_bytes={"model.safetensors": 10**18}),
             "o/n", "DiskFullError", "HF_HOME",
         ),
+        (Repo(PIECES, listed_bytes=dict.fromkeys(PIECES, 10**18)), "o/n:Q4_K_M", "DiskFullError", "3000000TB"),
+        (Repo(dict(list(PIECES.items())[1:])), "o/n:Q4_K_M", "CheckpointError", "00001-of-00003"),
     ],
-    ids=["missing", "gated", "pickle", "gguf", "no-such-gguf", "escape", "full-disk"],
+    ids=["missing", "gated", "pickle", "gguf", "no-such-gguf", "escape", "full-disk", "full-disk-pieces", "lost-piece"],
 )  # fmt: skip
 def test_refusals(hub: HubServer, pull: Puller, repo: Repo | None, name: str, error: str, says: str) -> None:
     if repo is not None:

@@ -7,7 +7,7 @@ from layouts import put_catalog_model, put_repo
 from layermesh.shared.errors import ModelNotFoundError, UsageError
 from layermesh.shared.library import DEFAULT_MODEL, list_models, remove, resolve
 from layermesh.shared.library.catalog import CATALOG
-from layermesh.shared.unpacked import note_source
+from layermesh.shared.unpacked import note_sources
 
 
 def test_nothing_is_here(cache: Path) -> None:
@@ -60,7 +60,7 @@ def test_what_was_unpacked_from_a_model_goes_with_it(cache: Path, tmp_path: Path
     others = put_repo(cache, "o/n", {"m.gguf": b"1234"}) / "m.gguf"
     for name, source in (("ours", put_catalog_model(tmp_path)), ("others", others)):
         (unpacked / name).mkdir(parents=True)
-        note_source(unpacked / name, source)
+        note_sources(unpacked / name, [source])
     num_bytes = (unpacked / "ours" / "source.json").stat().st_size
     assert remove(DEFAULT_MODEL) == 5 + num_bytes
     assert [folder.name for folder in unpacked.iterdir()] == ["others"]
@@ -74,6 +74,27 @@ def test_removing_one_gguf_leaves_the_other(cache: Path) -> None:
     assert [model.name for model in list_models()] == ["o/n:m.Q8_0.gguf"]
     assert remove("o/n:m.Q8_0.gguf") == 8
     assert not (cache / "models--o--n").exists()
+
+
+PIECES = {f"m-Q4_0-0000{number}-of-00003.gguf": b"12345678"[:number] for number in (1, 2, 3)}
+
+
+def test_a_gguf_in_several_files_is_one_model(cache: Path) -> None:
+    snapshot = put_repo(cache, "o/n", {**PIECES, "m.Q8_0.gguf": b"12345678"})
+    (model,) = (model for model in list_models() if "Q4_0" in model.name)
+    assert (model.name, model.path, model.num_bytes) == ("o/n:m-Q4_0-00001-of-00003.gguf", snapshot / min(PIECES), 6)
+    assert resolve(model.name, offline=True).path == model.path
+    assert remove("o/n:Q4_0") == 6
+    assert [model.name for model in list_models()] == ["o/n:m.Q8_0.gguf"]
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_half_of_one_in_several_files_is_none_and_can_be_removed(cache: Path, lost: int) -> None:
+    kept = [name for number, name in enumerate(PIECES) if number != lost]
+    put_repo(cache, "o/n", {**{name: PIECES[name] for name in kept}, "m.Q8_0.gguf": b"12345678"})
+    assert [model.name for model in list_models()] == ["o/n:m.Q8_0.gguf"]
+    assert remove("o/n:q4_0") == 6 - (lost + 1)
+    assert remove("o/n") == 8
 
 
 def test_removing_the_rest_of_a_broken_pull(cache: Path) -> None:

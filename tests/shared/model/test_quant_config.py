@@ -55,7 +55,7 @@ def test_what_changes_no_weight_does_no_harm(more):
 
 
 OTHERS = (
-    "aqlm", "auto-round", "bitnet", "bitsandbytes", "eetq", "fouroversix", "fp_quant", "higgs", "hqq", "metal", "mxfp4",
+    "aqlm", "auto-round", "bitnet", "bitsandbytes", "eetq", "fouroversix", "fp_quant", "higgs", "hqq", "metal",
     "nvfp4", "quanto", "quark", "sinq", "spqr", "torchao", "vptq", "of-next-year",
 )  # fmt: skip
 
