@@ -22,7 +22,7 @@ from layermesh.shared.unpacked import UNPACKING, note_source, note_use, sweep_un
 __all__ = ["GGUF_MAGIC", "open_gguf"]
 
 _TABLE: Final = "tensors.json"
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 _CHILD: Final = "layermesh.shared.checkpoints.unpack_gguf"
 _CHILD_SECONDS: Final = 300
 _KEPT_OUTPUT: Final = 4000

@@ -15,7 +15,6 @@ from layermesh.shared.errors import CheckpointError, UnsupportedModelError
 
 MAX_MEMORY_BYTES: Final = 4 * 2**30
 GGUF_NAME: Final = "model.gguf"
-STUB_NAME: Final = "stub.gguf"
 _END_TOKENS: Final = ("eos", "eot", "eom")
 
 
@@ -38,22 +37,19 @@ def unpack(header: GGUFHeader, folder: Path) -> None:
     from transformers import GenerationConfig
 
     from layermesh.shared.checkpoints.gguf_config import make_config
-    from layermesh.shared.checkpoints.gguf_stub import write_stub
 
-    # By a link alone in its folder, so that nothing beside the file is taken for part of the model.
+    # The tokenizer is read by a link alone in its folder, so that nothing beside the file is taken for part of the model.
     work = folder / "work"
     work.mkdir()
-    link, stub = work / GGUF_NAME, work / STUB_NAME
+    link = work / GGUF_NAME
     link.symlink_to(header.path.absolute())
-    write_stub(header, stub)
-    config = make_config(header, link, stub)
+    config = make_config(header)
     config.save_pretrained(folder)
     tokens = _special_tokens(config, header)
     if tokens.get("eos_token_id") is not None:
         GenerationConfig(**tokens).save_pretrained(folder)
     if header.array_lengths.get("tokenizer.ggml.tokens"):
         _save_tokenizer(header, link, folder)
-    stub.unlink()
     link.unlink()
     work.rmdir()
 
