@@ -16,6 +16,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 VOCAB, HIDDEN, INNER, LAYERS, HEADS, KV, CONTEXT = 256, 64, 96, 3, 4, 2, 256
 SHARE = HIDDEN // HEADS
 THETA = 10000.0
+KEY_HEADS, VALUE_HEADS, STATE_DIM = 2, 4, 8
 TOKENS = ["<unk>", "<s>", "</s>", *(f"t{number}" for number in range(VOCAB - 3))]
 
 Tensors = dict[str, np.ndarray]
@@ -107,6 +108,7 @@ def gguf_tensors(architecture: str, model: Any, change: Change) -> Tensors:
 
 
 def place_of(names: gguf.TensorNameMap, name: str) -> str | None:
+    name = name.replace(".dt_bias", ".dt_proj.bias")
     if name.endswith("e_score_correction_bias"):
         return f"blk.{name.split('.')[2]}.exp_probs_b.bias"
     suffixes = (".weight", ".bias")
@@ -147,6 +149,24 @@ def by_kind(name: str, values: np.ndarray) -> np.ndarray:
 
 def state_space(name: str, values: np.ndarray) -> np.ndarray:
     return -np.exp(values) if name.endswith("A_log") else values
+
+
+def tile_heads(name: str, values: np.ndarray) -> np.ndarray:
+    """Order Qwen 3.5's value heads by turns of their key heads, and change what state spaces and norms have."""
+    part = name.rsplit("linear_attn.", 1)[-1]
+    if part.startswith(("in_proj_qkv", "conv1d")):
+        untouched = 2 * KEY_HEADS * STATE_DIM
+        return np.concatenate([values[:untouched], _tile_rows(values[untouched:])])
+    if part.startswith(("in_proj_z", "in_proj_a", "in_proj_b", "dt_bias", "A_log")):
+        return _tile_rows(state_space(name, values))
+    if part.startswith("out_proj"):
+        return _tile_rows(values.T).T
+    return values if part == "norm.weight" else plus_one(name, values)
+
+
+def _tile_rows(values: np.ndarray) -> np.ndarray:
+    per_key = VALUE_HEADS // KEY_HEADS
+    return values.reshape(KEY_HEADS, per_key, len(values) // VALUE_HEADS, -1).swapaxes(0, 1).reshape(values.shape)
 
 
 def llama3_factors(rope: dict[str, Any], dim: int, theta: float = THETA) -> np.ndarray:

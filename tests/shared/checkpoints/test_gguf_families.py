@@ -11,10 +11,13 @@ from gguf_twins import (
     HEADS,
     HIDDEN,
     INNER,
+    KEY_HEADS,
     KV,
     LAYERS,
     SHARE,
+    STATE_DIM,
     THETA,
+    VALUE_HEADS,
     VOCAB,
     Twin,
     by_kind,
@@ -22,6 +25,7 @@ from gguf_twins import (
     llama3_factors,
     plus_one,
     state_space,
+    tile_heads,
     transpose,
 )
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -76,8 +80,15 @@ PHI3_TENSORS = {f"rope_factors_{kind}.weight": np.array(LONG[f"{kind}_factor"]) 
 PHI3_FACTOR = float(np.sqrt(1 + np.log(CONTEXT / 64) / np.log(64)))
 LFM2_KINDS = ["conv", "full_attention", "conv"]
 HYBRID = {
-    "head_dim": 32, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "head_dim": 32, "linear_num_key_heads": KEY_HEADS, "linear_num_value_heads": VALUE_HEADS, "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": STATE_DIM, "linear_value_head_dim": STATE_DIM,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    **rope(partial_rotary_factor=0.5, mrope_section=[4, 2, 2], mrope_interleaved=True),
+}  # fmt: skip
+HYBRID_KEYS = wide(32) | {
+    "rope.dimension_count": 16, "rope.dimension_sections": [4, 2, 2, 0], "full_attention_interval": 4,
+    "attention.recurrent_layers": [True, False, True], "ssm.conv_kernel": 4, "ssm.group_count": KEY_HEADS,
+    "ssm.inner_size": VALUE_HEADS * STATE_DIM, "ssm.state_size": STATE_DIM, "ssm.time_step_rank": VALUE_HEADS,
 }  # fmt: skip
 
 TWINS = {
@@ -253,6 +264,16 @@ TWINS = {
         "lfm2",
         rope() | {"layer_types": LFM2_KINDS, "block_auto_adjust_ff_dim": False, "tie_word_embeddings": True},
         {"attention.head_count_kv": [0, KV, 0], "shortconv.l_cache": 3, "attention.layer_norm_rms_epsilon": 1e-5},
+    ),
+    "qwen35": Twin("qwen35", "qwen3_5_text", HYBRID, HYBRID_KEYS, change=tile_heads),
+    "qwen35moe": Twin(
+        "qwen35moe",
+        "qwen3_5_moe_text",
+        HYBRID | QWEN_EXPERTS | {"shared_expert_intermediate_size": 80},
+        HYBRID_KEYS
+        | EXPERTS
+        | {"feed_forward_length": None, "expert_feed_forward_length": 48, "expert_shared_feed_forward_length": 80},
+        change=tile_heads,
     ),
 }
 
