@@ -67,13 +67,12 @@ def _special_tokens(config: Any, header: GGUFHeader) -> dict[str, Any]:
 
 
 def _save_tokenizer(header: GGUFHeader, link: Path, folder: Path) -> None:
-    from transformers import PreTrainedTokenizerFast
+    from layermesh.shared.checkpoints.gguf_tokenizer import build_tokenizer
 
     try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(link.parent, gguf_file=link.name)
-        tokenizer.save_pretrained(folder / "tokenizer")
+        build_tokenizer(header, link).save_pretrained(folder / "tokenizer")
     except Exception as error:  # the model still runs on token ids
-        reason = f"transformers cannot build the tokenizer of {header.path}: {type(error).__name__}: {error}"
+        reason = f"cannot build the tokenizer of {header.path}: {type(error).__name__}: {error}"
         (folder / "tokenizer_error.txt").write_text(reason[:2000], encoding="utf-8")
 
 

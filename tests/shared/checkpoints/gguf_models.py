@@ -119,7 +119,11 @@ MAMBA_BLOCK: Shapes = {
     "ssm_out.weight": (HIDDEN, INTERMEDIATE),
 }
 LAYER_NORM = {"attention.layer_norm_epsilon": 1e-5}
-BESIDE_ROPE = ("attention.layer_norm_rms_epsilon", "rope.freq_base", "attention.head_count_kv")  # what GPT-2 and Bloom do without
+BESIDE_ROPE = (
+    "attention.layer_norm_rms_epsilon",
+    "rope.freq_base",
+    "attention.head_count_kv",
+)  # what GPT-2 and Bloom do without
 UNTURNED = {key: value for key, value in decoder_metadata().items() if key not in BESIDE_ROPE} | LAYER_NORM
 
 # The architectures that transformers can be asked about, each with its metadata and tensors.

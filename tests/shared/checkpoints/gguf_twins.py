@@ -45,7 +45,8 @@ class Twin:
         sizes: dict[str, Any] = {
             "vocab_size": VOCAB, "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": LAYERS,
             "num_attention_heads": HEADS, "num_key_value_heads": KV, "max_position_embeddings": CONTEXT,
-            "rms_norm_eps": 1e-6, "initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": False,
+            "rms_norm_eps": 1e-6, "initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+            "tie_word_embeddings": False,
         }  # fmt: skip
         config = CONFIG_MAPPING[self.model_type](**sizes | self.values)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

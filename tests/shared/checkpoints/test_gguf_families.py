@@ -13,7 +13,6 @@ from gguf_twins import (
     INNER,
     KEY_HEADS,
     KV,
-    LAYERS,
     SHARE,
     STATE_DIM,
     THETA,
@@ -97,9 +96,7 @@ TWINS = {
     "llama, heads of their own size": llama(rope() | {"head_dim": 24}, wide(24) | {"rope.dimension_count": 24}),
     "llama, biases": llama(rope() | {"attention_bias": True, "mlp_bias": True}, {}),
     "llama, another base": llama(rope(rope_theta=5e5), {"rope.freq_base": 5e5}),
-    "llama, linear": llama(
-        rope(rope_type="linear", factor=4.0), {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
-    ),
+    "llama, linear": llama(rope(rope_type="linear", factor=4.0), {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}),
     "llama, linear by default": llama(rope(rope_type="linear", factor=4.0), {"rope.scaling.factor": 4.0}),
     "llama, linear by the old key": llama(rope(rope_type="linear", factor=2.5), {"rope.scale_linear": 2.5}),
     "llama, none with a factor": llama(rope(), {"rope.scaling.type": "none", "rope.scaling.factor": 4.0}),
@@ -150,8 +147,7 @@ TWINS = {
         "qwen2moe",
         "qwen2_moe",
         rope() | QWEN_EXPERTS | {"shared_expert_intermediate_size": 80, "head_dim": SHARE, "norm_topk_prob": True},
-        EXPERTS
-        | {"expert_feed_forward_length": 48, "expert_shared_feed_forward_length": 80, "expert_weights_norm": True},
+        EXPERTS | {"expert_feed_forward_length": 48, "expert_shared_feed_forward_length": 80, "expert_weights_norm": True},
     ),
     "qwen3": Twin("qwen3", "qwen3", rope() | {"head_dim": 32}, wide(32)),
     "qwen3, yarn": Twin("qwen3", "qwen3", rope(**YARN) | {"head_dim": SHARE}, YARN_KEYS),
@@ -165,14 +161,10 @@ TWINS = {
         "minimax-m2",
         "minimax_m2",
         rope(partial_rotary_factor=0.5) | {"head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2},
-        EXPERTS
-        | wide(32)
-        | {"rope.dimension_count": 16, "expert_gating_func": 2, "expert_feed_forward_length": INNER},
+        EXPERTS | wide(32) | {"rope.dimension_count": 16, "expert_gating_func": 2, "expert_feed_forward_length": INNER},
     ),
     "phi3": Twin("phi3", "phi3", rope() | PHI3, PHI3_KEYS),
-    "phi3, window": Twin(
-        "phi3", "phi3", rope() | PHI3 | {"sliding_window": 32}, PHI3_KEYS | {"attention.sliding_window": 32}
-    ),
+    "phi3, window": Twin("phi3", "phi3", rope() | PHI3 | {"sliding_window": 32}, PHI3_KEYS | {"attention.sliding_window": 32}),
     "phi3, part of each head": Twin(
         "phi3", "phi3", rope(partial_rotary_factor=0.75) | PHI3, PHI3_KEYS | {"rope.dimension_count": 12}
     ),
@@ -186,8 +178,7 @@ TWINS = {
         rope()
         | {"head_dim": 32, "sliding_window": 16, "query_pre_attn_scalar": 32}
         | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "tie_word_embeddings": True},
-        wide(32)
-        | {"attention.sliding_window": 16, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+        wide(32) | {"attention.sliding_window": 16, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
         change=plus_one,
     ),
     "gemma3": gemma3({}, {}),

@@ -18,7 +18,9 @@ from tests.benchmarks.peers.environments import LLAMA_CPP
 PYTHON = Path(os.environ.get("LAYERMESH_LLAMA_CPP", LLAMA_CPP.folder / "bin" / "python"))
 SCRIPT = Path(__file__).with_name("llama_cpp_logits.py")
 
-pytestmark = pytest.mark.skipif(not PYTHON.is_file(), reason="no llama.cpp: LAYERMESH_LLAMA_CPP names no interpreter that has it")
+pytestmark = pytest.mark.skipif(
+    not PYTHON.is_file(), reason="no llama.cpp: LAYERMESH_LLAMA_CPP names no interpreter that has it"
+)
 
 
 @pytest.mark.usefixtures("unpack_here")
