@@ -59,8 +59,9 @@ def _check_values(header: GGUFHeader, config: Any, values: dict[str, Any]) -> No
     Raises UnsupportedModelError.
     """
     again = type(config).from_dict(config.to_dict())
+    stated = again.to_dict()
     for name, value in values.items():
-        made = getattr(again, name, None)
+        made = stated[name] if name in stated else getattr(again, name, None)
         if isinstance(value, dict) and isinstance(made, dict):
             same = all(made.get(key) == each for key, each in value.items())
         else:

@@ -17,6 +17,7 @@ from layermesh.shared.checkpoints.gguf_decoders import (
     rms_epsilon,
     width,
 )
+from layermesh.shared.checkpoints.gguf_gemma4 import gemma4
 from layermesh.shared.checkpoints.gguf_hybrids import lfm2, mamba, qwen35, qwen35moe
 from layermesh.shared.checkpoints.gguf_keys import FamilyKeys
 
@@ -191,6 +192,7 @@ FAMILIES: Final[dict[str, Family]] = {
     "gemma": gemma,
     "gemma2": gemma2,
     "gemma3": gemma3,
+    "gemma4": gemma4,
     "gpt2": gpt2,
     "lfm2": lfm2,
     "llama": llama,

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from layermesh.shared.checkpoints.gguf_config import directly_loaded_architectures
 from layermesh.shared.checkpoints.gguf_converters import converted_groups
+from layermesh.shared.checkpoints.gguf_gemma4 import UNUSED_WHERE_SHARED
 from layermesh.shared.checkpoints.gguf_groups import GGUFGroup
 from layermesh.shared.checkpoints.gguf_processors import processed_groups
 from layermesh.shared.checkpoints.gguf_rope import APPLIED_TENSORS
@@ -52,15 +53,28 @@ def _check_complete(checkpoint: Checkpoint, model: Any, groups: list[GGUFGroup])
 def _check_all_used(checkpoint: Checkpoint, model: Any, groups: list[GGUFGroup]) -> None:
     """Raise UnsupportedModelError for a tensor that makes no parameter and of which the configuration knows nothing."""
     used = {source for group in groups for source in group.sources} | APPLIED_TENSORS
-    num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    config = model.config.get_text_config(decoder=True)
     for name in checkpoint.tensors:
-        layer = _LAYER.match(name)
-        of_draft = checkpoint.gguf_architecture in _WITH_DRAFT and layer is not None and int(layer[1]) >= num_layers
-        if name not in used and not of_draft and not name.startswith(_OTHER_SENSES):
+        if name not in used and not name.startswith(_OTHER_SENSES) and not _is_of_no_use(checkpoint, config, name):
             raise UnsupportedModelError(
                 f"cannot run {checkpoint.path}: its tensor {name} belongs to no parameter of {type(model).__name__}. Use this "
                 "model's safetensors, or another conversion of it."
             )
+
+
+def _is_of_no_use(checkpoint: Checkpoint, config: Any, name: str) -> bool:
+    """Return whether the tensor `name` is one that no answer depends on: of a draft, or of keys that are another layer's."""
+    layer = _LAYER.match(name)
+    if layer is None:
+        return False
+    if checkpoint.gguf_architecture in _WITH_DRAFT:
+        return int(layer[1]) >= config.num_hidden_layers
+    shared = getattr(config, "num_kv_shared_layers", 0) or 0
+    return (
+        checkpoint.gguf_architecture == "gemma4"
+        and config.num_hidden_layers - shared <= int(layer[1]) < config.num_hidden_layers
+        and name[layer.end() :].startswith(UNUSED_WHERE_SHARED)
+    )
 
 
 def _check_shapes(checkpoint: Checkpoint, group: GGUFGroup) -> None:

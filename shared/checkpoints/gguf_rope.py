@@ -48,7 +48,7 @@ def _scaling(keys: FamilyKeys, theta: float, turned: int, context: int) -> dict[
         return _longrope(keys, turned, factor, original, magnitude)
     if kind == "longrope":
         raise keys.refusal("rope.scaling.type", f"goes with the tensors {SHORT} and {LONG}, which are not there")
-    factors = _read_factors(keys, FREQUENCIES, turned) if FREQUENCIES in keys.header.tensors else [1.0] * (turned // 2)
+    factors = read_factors(keys, FREQUENCIES, turned) if FREQUENCIES in keys.header.tensors else [1.0] * (turned // 2)
     return _by_factors([each * factor for each in factors], theta, context, magnitude)
 
 
@@ -94,13 +94,13 @@ def _check_no_yarn(keys: FamilyKeys) -> None:
 
 def _longrope(keys: FamilyKeys, turned: int, factor: float, original: int, magnitude: float) -> dict[str, Any]:
     if FREQUENCIES in keys.header.tensors:
-        raise _tensor_refusal(keys, FREQUENCIES, f"stands beside {LONG}")
+        raise tensor_refusal(keys, FREQUENCIES, f"stands beside {LONG}")
     if not {LONG, SHORT} <= keys.header.tensors.keys():
-        raise _tensor_refusal(keys, LONG if LONG in keys.header.tensors else SHORT, "stands alone")
+        raise tensor_refusal(keys, LONG if LONG in keys.header.tensors else SHORT, "stands alone")
     return {
         "rope_type": "longrope",
-        "short_factor": [each * factor for each in _read_factors(keys, SHORT, turned)],
-        "long_factor": [each * factor for each in _read_factors(keys, LONG, turned)],
+        "short_factor": [each * factor for each in read_factors(keys, SHORT, turned)],
+        "long_factor": [each * factor for each in read_factors(keys, LONG, turned)],
         "original_max_position_embeddings": original,
         "attention_factor": float(magnitude),
     }
@@ -149,10 +149,14 @@ def _llama3_factor(length: float, factor: float, original: int) -> float:
     return 1 / ((1 - smooth) / factor + smooth)
 
 
-def _read_factors(keys: FamilyKeys, name: str, turned: int) -> list[float]:
+def read_factors(keys: FamilyKeys, name: str, turned: int) -> list[float]:
+    """Return what the tensor `name` divides the frequencies of `turned` values by, one for each pair.
+
+    Raises UnsupportedModelError for a tensor of another shape or encoding, CheckpointError for values that divide nothing.
+    """
     tensor = keys.header.tensors[name]
     if tensor.encoding != "F32" or not 0 < tensor.num_elements <= _MAX_FACTORS or tensor.num_elements != turned // 2:
-        raise _tensor_refusal(keys, name, f"is {list(tensor.shape)} of {tensor.encoding}, not [{turned // 2}] of F32")
+        raise tensor_refusal(keys, name, f"is {list(tensor.shape)} of {tensor.encoding}, not [{turned // 2}] of F32")
     with tensor.path.open("rb") as file:
         file.seek(tensor.offset)
         factors = list(struct.unpack(f"<{tensor.num_elements}f", file.read(tensor.num_bytes)))
@@ -161,7 +165,8 @@ def _read_factors(keys: FamilyKeys, name: str, turned: int) -> list[float]:
     return factors
 
 
-def _tensor_refusal(keys: FamilyKeys, name: str, reason: str) -> UnsupportedModelError:
+def tensor_refusal(keys: FamilyKeys, name: str, reason: str) -> UnsupportedModelError:
+    """Return the error for the tensor `name`, which `reason` completes as a verb."""
     return UnsupportedModelError(
         f"cannot run {keys.header.path}: its tensor {name} {reason}. Use this model's safetensors, or another conversion of it."
     )

@@ -84,6 +84,22 @@ HYBRID_KEYS = wide(32) | {
     "ssm.inner_size": VALUE_HEADS * STATE_DIM, "ssm.state_size": STATE_DIM, "ssm.time_step_rank": VALUE_HEADS,
 }  # fmt: skip
 
+GEMMA4 = {
+    "num_hidden_layers": 6, "layer_types": ["sliding_attention", "full_attention"] * 3, "head_dim": 16, "global_head_dim": 32,
+    "sliding_window": 16, "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0, "tie_word_embeddings": True,
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+    },
+}  # fmt: skip
+GEMMA4_KEYS = wide(32) | {
+    "block_count": 6, "attention.key_length_swa": 16, "attention.value_length_swa": 16, "attention.sliding_window": 16,
+    "attention.sliding_window_pattern": [True, False] * 3, "attention.shared_kv_layers": 0, "rope.freq_base": 1e6,
+    "rope.freq_base_swa": 1e4, "rope.dimension_count": 32, "rope.dimension_count_swa": 16,
+    "embedding_length_per_layer_input": 0,
+}  # fmt: skip
+GEMMA4_TENSORS = {"rope_freqs.weight": np.array([1.0] * 4 + [1e30] * 12)}
+
 TWINS = {
     "llama": llama(rope(), {}),
     "llama, tied": llama(rope() | {"tie_word_embeddings": True}, {}),
@@ -189,6 +205,27 @@ TWINS = {
     "gemma3, capped": gemma3({"final_logit_softcapping": 2.0}, {}, final_logit_softcapping=2.0),
     "gemma3 of 27B, other queries": gemma3(
         {"block_count": 62}, {}, num_hidden_layers=62, query_pre_attn_scalar=HIDDEN // HEADS, initializer_range=0.05
+    ),
+    "gemma4, inputs of layers, shared keys": Twin(
+        "gemma4",
+        "gemma4_text",
+        GEMMA4
+        | {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCAB, "num_kv_shared_layers": 2}
+        | {"use_double_wide_mlp": True, "final_logit_softcapping": 5.0},
+        GEMMA4_KEYS
+        | {"embedding_length_per_layer_input": 8, "attention.shared_kv_layers": 2, "final_logit_softcapping": 5.0}
+        | {"feed_forward_length": [INNER] * 4 + [2 * INNER] * 2},
+        GEMMA4_TENSORS,
+    ),
+    "gemma4, experts, keys as values": Twin(
+        "gemma4",
+        "gemma4_text",
+        GEMMA4
+        | {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 48}
+        | {"initializer_range": 0.05}
+        | {"attention_k_eq_v": True, "num_global_key_value_heads": 1},
+        GEMMA4_KEYS | EXPERTS | {"expert_feed_forward_length": 48, "attention.head_count_kv": [KV, 1] * 3},
+        GEMMA4_TENSORS,
     ),
     "starcoder2": Twin(
         "starcoder2",

@@ -52,7 +52,7 @@ class Twin:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
         with torch.no_grad():
             for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-                if "norm" in name or "ln_" in name or name.endswith("bias"):
+                if "norm" in name or "ln_" in name or (name.endswith(("bias", "scale", "scalar")) and "embed" not in name):
                     tensor.add_(torch.randn_like(tensor) * 0.2)
             self.prepare(model)
         return model
@@ -65,7 +65,7 @@ class Twin:
                 add_value(writer, f"{self.architecture}.{key}", value)
         write_vocabulary(writer)
         for name, values in (gguf_tensors(self.architecture, model, self.change) | self.tensors).items():
-            writer.add_tensor(name, np.ascontiguousarray(values.squeeze(), dtype=np.float32))
+            writer.add_tensor(name, np.atleast_1d(values.squeeze()).astype(np.float32))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -101,7 +101,7 @@ def gguf_tensors(architecture: str, model: Any, change: Change) -> Tensors:
     for name, tensor in model.state_dict().items():
         if name in tied:
             continue
-        for part, values in split_experts(name, change(name, tensor.float().numpy())):
+        for part, values in split_experts(architecture, name, change(name, tensor.float().numpy())):
             place = place_of(names, part)
             assert place is not None, part
             made[place] = values
@@ -109,20 +109,25 @@ def gguf_tensors(architecture: str, model: Any, change: Change) -> Tensors:
 
 
 def place_of(names: gguf.TensorNameMap, name: str) -> str | None:
-    name = name.replace(".dt_bias", ".dt_proj.bias")
+    name = name.replace(".dt_bias", ".dt_proj.bias").replace(".layer_scalar", ".layer_scalar.weight")
+    layer = name.split(".")[2] if ".layers." in name else ""
+    if name.endswith("router.scale"):
+        return f"blk.{layer}.ffn_gate_inp.scale"
+    if name.endswith("router.per_expert_scale"):
+        return f"blk.{layer}.ffn_down_exps.scale"
     if name.endswith("e_score_correction_bias"):
-        return f"blk.{name.split('.')[2]}.exp_probs_b.bias"
+        return f"blk.{layer}.exp_probs_b.bias"
     suffixes = (".weight", ".bias")
     return names.get_name(name, suffixes) or names.get_name(name.removeprefix("transformer."), suffixes)
 
 
-def split_experts(name: str, values: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """Return the halves of gates and ups of all experts, and every other tensor as it is."""
+def split_experts(architecture: str, name: str, values: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Return the halves of gates and ups of all experts, which Gemma 4 keeps together, and other tensors as they are."""
     stem = name.removesuffix("gate_up_proj")
-    if name.endswith("experts.gate_up_proj"):
+    if name.endswith("experts.gate_up_proj") and architecture != "gemma4":
         gate, up = np.split(values, 2, axis=1)
         return [(f"{stem}gate_proj.weight", gate), (f"{stem}up_proj.weight", up)]
-    return [(f"{name}.weight" if name.endswith("experts.down_proj") else name, values)]
+    return [(f"{name}.weight" if ".experts." in name else name, values)]
 
 
 def interleave(name: str, values: np.ndarray) -> np.ndarray:
