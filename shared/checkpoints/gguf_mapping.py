@@ -67,12 +67,13 @@ def _is_of_no_use(checkpoint: Checkpoint, config: Any, name: str) -> bool:
     layer = _LAYER.match(name)
     if layer is None:
         return False
+    num_layers = int(config.num_hidden_layers)
     if checkpoint.gguf_architecture in _WITH_DRAFT:
-        return int(layer[1]) >= config.num_hidden_layers
-    shared = getattr(config, "num_kv_shared_layers", 0) or 0
+        return int(layer[1]) >= num_layers
+    shared = int(getattr(config, "num_kv_shared_layers", 0) or 0)
     return (
         checkpoint.gguf_architecture == "gemma4"
-        and config.num_hidden_layers - shared <= int(layer[1]) < config.num_hidden_layers
+        and num_layers - shared <= int(layer[1]) < num_layers
         and name[layer.end() :].startswith(UNUSED_WHERE_SHARED)
     )
 
