@@ -9,6 +9,7 @@ from layermesh.shared.errors import CheckpointError
 Values = dict[str, Any]
 
 SOFTMAX, SIGMOID = 1, 2  # as expert_gating_func numbers them
+_MAX_LAYERS: Final = 4096  # llama.cpp reads 512
 _SPECIAL_TOKENS: Final = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 
 
@@ -18,11 +19,14 @@ def common(keys: FamilyKeys) -> Values:
     embedding = keys.header.tensors.get("token_embd.weight")
     if embedding is None:
         raise CheckpointError(f"{keys.header.path} lacks the tensor token_embd.weight. Fetch it again.")
+    num_layers = keys.require("block_count")
+    if not isinstance(num_layers, int) or not 0 < num_layers <= _MAX_LAYERS:
+        raise keys.broken("block_count", f"a number of layers up to {_MAX_LAYERS}")
     values = {name: keys.header.metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in _SPECIAL_TOKENS.items()}
     return values | {
         "vocab_size": embedding.shape[0],
         "hidden_size": keys.require("embedding_length"),
-        "num_hidden_layers": keys.require("block_count"),
+        "num_hidden_layers": num_layers,
         "tie_word_embeddings": "output.weight" not in keys.header.tensors,
     }
 

@@ -35,11 +35,11 @@ def mamba(keys: FamilyKeys) -> tuple[str, Values]:
 
 def lfm2(keys: FamilyKeys) -> tuple[str, Values]:
     """LFM 2: attention where a layer has keys and values, a short convolution elsewhere."""
-    num_layers = keys.require("block_count")
+    values = common(keys) | width(keys) | rms_epsilon(keys, "norm_eps")
+    num_layers = values["num_hidden_layers"]
     kv_heads = keys.layers("attention.head_count_kv", num_layers) or [keys.get("attention.head_count_kv")] * num_layers
     if len(set(kv_heads) - {0}) != 1:
         raise keys.refusal("attention.head_count_kv", "differs among the layers that attend")
-    values = common(keys) | width(keys) | rms_epsilon(keys, "norm_eps")
     heads, context = keys.require("attention.head_count"), keys.require("context_length")
     head_dim = values["hidden_size"] // heads
     keys.expect("attention.key_length", head_dim)

@@ -66,7 +66,6 @@ def gemma3(rope_keys: dict[str, Any], full: dict[str, Any], **values: Any) -> Tw
 
 EXPERTS = {"expert_count": 4, "expert_used_count": 2}
 QWEN_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "head_dim": 32}
-SLIDING = {"sliding_attention": {"rope_theta": 1e4}, "full_attention": {"rope_theta": 1e6}}
 PHI3 = {"original_max_position_embeddings": 64, "sliding_window": None}
 PHI3_KEYS = {"rope.dimension_count": SHARE, "rope.scaling.original_context_length": 64, "attention.sliding_window": 0}
 PHI3_TENSORS = {f"rope_factors_{kind}.weight": np.array(LONG[f"{kind}_factor"]) for kind in ("short", "long")}

@@ -184,7 +184,7 @@ def test_factors_that_divide_nothing_are_damage(tmp_path, value):
     [
         {"attention.head_count": None}, {"attention.head_count": 0}, {"attention.head_count": "four"},
         {"context_length": None}, {"rope.scaling.factor": -2.0}, {"rope.scaling.factor": float("nan")},
-        {"rope.freq_base": "high"}, {"embedding_length": [64, 64]},
+        {"rope.freq_base": "high"}, {"embedding_length": [64, 64]}, {"block_count": 10**9}, {"block_count": 0},
     ],
     ids=str,
 )  # fmt: skip
