@@ -118,7 +118,8 @@ class FamilyKeys:
 
     def refusal(self, key: str, reason: str = "is one that layermesh does not apply to such a model") -> UnsupportedModelError:
         """Return the error for `key` and its value, which `reason` completes as a verb."""
-        shown = ascii(self._values.get(key, "too long"))[:60]
+        value = self._values.get(key, "absent")
+        shown = "too long" if value is None else ascii(value)[:60]
         full = f"{self.header.architecture}.{key}"
         return UnsupportedModelError(f"cannot run {self.header.path}: its key '{full}' = {shown} {reason}. {_FIX}")
 

@@ -1,10 +1,12 @@
 """What a GGUF file says is applied, known to change nothing, or refused by the name of its key or tensor."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from gguf_parameters import meta_model
+from gguf_twin_models import TWINS
 from gguf_twins import CONTEXT, HEADS, HIDDEN, KV, LAYERS, SHARE, VOCAB
 from gguf_writing import write_gguf
 
@@ -126,7 +128,7 @@ def test_what_changes_nothing_is_passed_over(tmp_path, keys):
     assert made.to_dict() == plain.to_dict()
 
 
-@pytest.mark.parametrize("architecture", sorted(FAMILIES))
+@pytest.mark.parametrize("architecture", sorted(FAMILIES.keys() - {"gemma4"}))
 def test_every_family_refuses_a_key_that_it_does_not_know(tmp_path, architecture):
     state_only = {"feed_forward_length": 0, "attention.head_count": 0, "attention.head_count_kv": 0}
     keys = {
@@ -150,6 +152,24 @@ def test_every_family_refuses_a_key_that_it_does_not_know(tmp_path, architecture
     assert config_of(tmp_path, architecture, keys).num_hidden_layers == LAYERS
     with pytest.raises(UnsupportedModelError, match=re.escape(f"'{architecture}.attention.telepathy'")):
         config_of(tmp_path, architecture, keys | {"attention.telepathy": 0})
+
+
+GEMMA4_REFUSED = {
+    "a key of the future": {"attention.telepathy": 0},
+    "scaled positions": {"rope.scaling.type": "linear", "rope.scaling.factor": 8.0},
+    "part of each head": {"rope.dimension_count": 16},
+    "no pattern": {"attention.sliding_window_pattern": 2},
+    "keys that differ": {"attention.head_count_kv": [2, 1, 1, 1, 2, 1]},
+    "widths that differ": {"feed_forward_length": [96, 128, 96, 96, 192, 192]},
+}
+
+
+@pytest.mark.parametrize("keys", GEMMA4_REFUSED.values(), ids=GEMMA4_REFUSED)
+def test_gemma4_refuses_what_it_does_not_compute(tmp_path, keys):
+    twin = TWINS["gemma4, inputs of layers, shared keys"]
+    path = replace(twin, keys=twin.keys | keys).write(tmp_path / "tiny.gguf", twin.model())
+    with pytest.raises(UnsupportedModelError, match=re.escape(f"'gemma4.{list(keys)[-1]}'").replace("factor", "(factor|type)")):
+        make_config(read_gguf_header(path))
 
 
 @pytest.mark.parametrize(
