@@ -54,10 +54,7 @@ def _build(header: GGUFHeader, model_type: str, values: dict[str, Any]) -> Any:
 
 
 def _check_values(header: GGUFHeader, config: Any, values: dict[str, Any]) -> None:
-    """Check that a configuration read back from a file still says `values`, and takes no position from elsewhere.
-
-    Raises UnsupportedModelError.
-    """
+    """Check that a configuration read back from a file still has `values`; raises UnsupportedModelError."""
     again = type(config).from_dict(config.to_dict())
     stated = again.to_dict()
     for name, value in values.items():
