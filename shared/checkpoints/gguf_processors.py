@@ -6,6 +6,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from layermesh.shared.checkpoints.gguf_gemma4 import NAMES
 from layermesh.shared.checkpoints.gguf_groups import GGUFGroup
 from layermesh.shared.checkpoints.rows import Combine
 from layermesh.shared.checkpoints.tensors import Checkpoint, StoredTensor
@@ -71,12 +72,16 @@ def _names(checkpoint: Checkpoint, model: Any, processor: Any) -> dict[str, str]
 
     model_type = "llama" if model.config.model_type in _LLAMA_SHAPED else None
     try:
-        return dict(get_gguf_hf_weights_map(_NamesOf(model), processor, model_type=model_type))
+        names = dict(get_gguf_hf_weights_map(_NamesOf(model), processor, model_type=model_type))
     except NotImplementedError as error:
         raise UnsupportedModelError(
             f"{checkpoint.path} is a {model.config.model_type} model, and the installed gguf package does not know its "
             "tensor names. Look for this model in safetensors."
         ) from error
+    if checkpoint.gguf_architecture == "gemma4":
+        layers = range(model.config.num_hidden_layers)
+        names |= {f"blk.{layer}.{name}": f"model.layers.{layer}.{part}" for layer in layers for name, part in NAMES.items()}
+    return names
 
 
 class _NamesOf:

@@ -10,14 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from layermesh.shared.checkpoints.gguf_fields import MAX_ARRAY_ELEMENTS
 from layermesh.shared.checkpoints.gguf_header import GGUFHeader
 from layermesh.shared.checkpoints.gguf_split import read_gguf
 from layermesh.shared.errors import CheckpointError, UnsupportedModelError
 
 MAX_MEMORY_BYTES: Final = 4 * 2**30
 GGUF_NAME: Final = "model.gguf"
-STUB_NAME: Final = "stub.gguf"
 _END_TOKENS: Final = ("eos", "eot", "eom")
 
 
@@ -40,25 +38,23 @@ def unpack(header: GGUFHeader, folder: Path) -> None:
     from transformers import GenerationConfig
 
     from layermesh.shared.checkpoints.gguf_config import make_config
-    from layermesh.shared.checkpoints.gguf_stub import write_stub
+    from layermesh.shared.checkpoints.gguf_joined_head import write_joined_head
 
-    # By a link alone in its folder, so that nothing beside the file is taken for part of the model.
+    # The tokenizer is read by a link alone in its folder, so that nothing beside the file is taken for part of the model.
     work = folder / "work"
     work.mkdir()
-    link, stub = work / GGUF_NAME, work / STUB_NAME
+    link = work / GGUF_NAME
     if len(header.files) == 1:
         link.symlink_to(header.path.absolute())
     else:
-        write_stub(header, link, max_elements=MAX_ARRAY_ELEMENTS)  # all that a reader of one file would miss in the first piece
-    write_stub(header, stub)
-    config = make_config(header, link, stub)
+        write_joined_head(header, link)
+    config = make_config(header)
     config.save_pretrained(folder)
     tokens = _special_tokens(config, header)
     if tokens.get("eos_token_id") is not None:
         GenerationConfig(**tokens).save_pretrained(folder)
     if header.array_lengths.get("tokenizer.ggml.tokens"):
         _save_tokenizer(header, link, folder)
-    stub.unlink()
     link.unlink()
     work.rmdir()
 
@@ -76,13 +72,12 @@ def _special_tokens(config: Any, header: GGUFHeader) -> dict[str, Any]:
 
 
 def _save_tokenizer(header: GGUFHeader, link: Path, folder: Path) -> None:
-    from transformers import PreTrainedTokenizerFast
+    from layermesh.shared.checkpoints.gguf_tokenizer import build_tokenizer
 
     try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(link.parent, gguf_file=link.name)
-        tokenizer.save_pretrained(folder / "tokenizer")
+        build_tokenizer(header, link).save_pretrained(folder / "tokenizer")
     except Exception as error:  # the model still runs on token ids
-        reason = f"transformers cannot build the tokenizer of {header.path}: {type(error).__name__}: {error}"
+        reason = f"cannot build the tokenizer of {header.path}: {type(error).__name__}: {error}"
         (folder / "tokenizer_error.txt").write_text(reason[:2000], encoding="utf-8")
 
 

@@ -29,13 +29,14 @@ def make_lean(
 ) -> list[Recipe]:
     """Replace the layers of `definition` that have the Llama shape and return the recipes for what it has now.
 
-    Matrices with one input become one where they are stored alike and get the same `treatment` (which is asked with their
-    names); others keep apart.
+    Matrices with one input become one where they and their biases are stored alike and get the same `treatment` (which is
+    asked with their names); others keep apart.
     """
     sources = _encodings(recipes)
 
     def join(names: Sequence[str]) -> bool:
-        return len({(sources.get(name), treatment(name)) for name in names}) == 1
+        biases = {sources.get(f"{name.removesuffix('.weight')}.bias") for name in names}
+        return len(biases) == 1 and len({(sources.get(name), treatment(name)) for name in names}) == 1
 
     moves = _replace_layers(definition, join)
     return [_moved(recipe, moves) for recipe in recipes]

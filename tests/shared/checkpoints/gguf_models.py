@@ -119,11 +119,17 @@ MAMBA_BLOCK: Shapes = {
     "ssm_out.weight": (HIDDEN, INTERMEDIATE),
 }
 LAYER_NORM = {"attention.layer_norm_epsilon": 1e-5}
+BESIDE_ROPE = (
+    "attention.layer_norm_rms_epsilon",
+    "rope.freq_base",
+    "attention.head_count_kv",
+)  # what GPT-2 and Bloom do without
+UNTURNED = {key: value for key, value in decoder_metadata().items() if key not in BESIDE_ROPE} | LAYER_NORM
 
 # The architectures that transformers can be asked about, each with its metadata and tensors.
 MODELS: dict[str, tuple[str, dict[str, object], Shapes]] = {
     "llama": ("llama", *LLAMA),
-    "llama-tied": ("llama", LLAMA[0], whole(attention() | feed_forward(), head=False, rope_freqs__weight=(32,))),
+    "llama-tied": ("llama", LLAMA[0], whole(attention() | feed_forward(), head=False)),
     "qwen2": ("qwen2", decoder_metadata(), whole(attention() | feed_forward() | biases("attn_q", "attn_k", "attn_v"))),
     "qwen3": ("qwen3", decoder_metadata(attention__key_length=128), whole(attention(128) | feed_forward() | QK_NORMS)),
     "qwen2moe": (
@@ -151,12 +157,12 @@ MODELS: dict[str, tuple[str, dict[str, object], Shapes]] = {
     "phi3": ("phi3", decoder_metadata(), whole(PHI3_BLOCK)),
     "gpt2": (
         "gpt2",
-        decoder_metadata() | LAYER_NORM | {"context_length": 1024},
+        UNTURNED | {"context_length": 1024, "feed_forward_length": 4 * HIDDEN},
         whole(GPT2_BLOCK, position_embd__weight=(1024, HIDDEN), output_norm__bias=(HIDDEN,)),
     ),
     "bloom": (
         "bloom",
-        decoder_metadata() | LAYER_NORM,
+        UNTURNED | {"feed_forward_length": 4 * HIDDEN},
         whole(BLOOM_BLOCK, token_embd_norm__weight=(HIDDEN,), token_embd_norm__bias=(HIDDEN,), output_norm__bias=(HIDDEN,)),
     ),
     "starcoder2": (
@@ -166,7 +172,8 @@ MODELS: dict[str, tuple[str, dict[str, object], Shapes]] = {
     ),
     "mamba": (
         "mamba",
-        decoder_metadata(ssm__conv_kernel=4, ssm__state_size=16, ssm__time_step_rank=16, ssm__inner_size=INTERMEDIATE),
+        decoder_metadata(ssm__conv_kernel=4, ssm__state_size=16, ssm__time_step_rank=16, ssm__inner_size=INTERMEDIATE)
+        | {"feed_forward_length": 0, "attention.head_count": 0, "attention.head_count_kv": 0, "rope.freq_base": None},
         whole(MAMBA_BLOCK, head=False),
     ),
     "lfm2": (

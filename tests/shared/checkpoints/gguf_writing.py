@@ -40,6 +40,8 @@ def write_gguf(
     rng, turns = np.random.default_rng(7), cycle(encodings)
     writer = GGUFWriter(path, architecture, split_max_tensors=piece_tensors)
     for key, value in metadata.items():
+        if value is None:  # taken away from what others have
+            continue
         add_value(writer, key if "." in key and key.startswith(("tokenizer", "general")) else f"{architecture}.{key}", value)
     if tokens is not None:
         writer.add_tokenizer_model("gpt2")
