@@ -19,6 +19,7 @@ from layermesh.request import Request
 from layermesh.shared.errors import LayermeshError
 from layermesh.shared.footprint import SequenceSize
 from layermesh.shared.frames import SessionId
+from layermesh.shared.model.dividing import keeps_state_in_modules
 
 MakeRequest = Callable[[], Request]
 
@@ -131,6 +132,8 @@ def _run(
     local: LocalModel, requests: Sequence[MakeRequest], max_sessions: int, check: Callable[[], None], progress: Progress
 ) -> Generator[Finished]:
     passengers = _Passengers(local, requests, progress)
+    if keeps_state_in_modules(local.definition.model):
+        max_sessions = 1
     together = Together(local.line, Boarding(len(requests), max_sessions), passengers.board)
     check()
     with closing(together.generate()) as events:

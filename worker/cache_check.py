@@ -14,6 +14,7 @@ from layermesh.shared.errors import UnsupportedModelError
 from layermesh.shared.frames import Frame, LayerOutput, SessionId
 from layermesh.shared.model.blocks import Block
 from layermesh.shared.model.definition import ModelDefinition
+from layermesh.shared.model.lean_layer import LeanLayer
 from layermesh.shared.spans import LayerSpan
 from layermesh.shared.tested_versions import installed, supported_range
 from layermesh.worker.doors import Forward, StageEnd, current_forward
@@ -90,10 +91,14 @@ class CacheCheck:
                 *self._calls(inputs, [(2, 1)], outputs[1:2]),
                 *self._calls(inputs, [(0,), (1,)], outputs[2:]),
             ]
-            verdict = _verdict(outputs)
+            verdict = _verdict(outputs) if self._is_handed_a_cache(layer) else None
             if verdict is not None:
                 return verdict
         return True
+
+    def _is_handed_a_cache(self, layer: int) -> bool:
+        """Whether the layer must find what it cached: others keep their state elsewhere, or see all tokens again."""
+        return current_forward().cache is not None or isinstance(self._definition.layers[layer], LeanLayer)
 
     def _calls(
         self, inputs: _Inputs, calls: Sequence[Sequence[int]], befores: Sequence[LayerOutput | None]
@@ -106,7 +111,7 @@ class CacheCheck:
             frame = Frame(_SESSION, 0, 0, session.position, ids, inputs.entry(tokens))
             forward.entry = frame.hidden and frame.hidden.to(self._device)
             forward.output = before and before.to(self._device)
-            forward.last_layer = -1
+            forward.last_layer, forward.cache = -1, None
             try:
                 session.finish(frame, self._definition.model(**session.inputs(frame)))
             except StageEnd:

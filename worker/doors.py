@@ -140,7 +140,8 @@ class Doors:
     def _pass_layer(self, index: int, *args: Any, **kwargs: Any) -> Any:
         forward = current_forward()
         self._check_order(forward, index)
-        forward.cache = next((value for value in kwargs.values() if isinstance(value, Cache)), forward.cache)
+        handed = (*args, *kwargs.values())
+        forward.cache = next((value for value in handed if isinstance(value, Cache)), forward.cache)
         if index < self._span.start:
             assert forward.entry is not None
             return forward.entry.returned()

@@ -11,6 +11,7 @@ from layermesh.shared.frames import Failure, Frame, LayerOutput, Logits, Outcome
 from layermesh.shared.hidden_states import check_hidden_states
 from layermesh.shared.model.blocks import Block, BlockTable
 from layermesh.shared.model.definition import ModelDefinition
+from layermesh.shared.model.dividing import keeps_state_in_modules
 from layermesh.shared.model.embedding_use import needs_embeddings_everywhere
 from layermesh.shared.residency import HostRoom, Residency, plan_residency
 from layermesh.shared.spans import LayerSpan
@@ -70,7 +71,7 @@ class Stage:
         self._peak_bytes = 0
         self.watcher: Watcher | None = None
         self._decode_step: DecodeStep | None = None
-        self._is_checked = span.start == span.end
+        self._is_checked = not len(span) or keeps_state_in_modules(definition.model)
         self._definition = definition
         config = definition.model.config
         self._hidden_size = int(getattr(config.get_text_config(decoder=True), "hidden_size", None) or 0)  # 0: it does not say

@@ -22,6 +22,14 @@ UNDIVIDED: Final[dict[str, str]] = {
 }
 
 
+STATE_IN_MODULES: Final = frozenset({"recurrent_gemma"})  # one state for all sequences, which therefore come one by one
+
+
+def keeps_state_in_modules(model: Any) -> bool:
+    """Return whether sequences of `model` share a state, so that only one may be under way."""
+    return model.config.get_text_config(decoder=True).model_type in STATE_IN_MODULES
+
+
 def why_undivided(model: Any) -> str | None:
     """Return why the layers of `model` all have to run on one machine; None where they need not."""
     config = model.config.get_text_config(decoder=True)

@@ -87,6 +87,14 @@ def test_each_answer_is_to_the_bit_the_one_it_gets_alone(
         assert any(max(sweep) > 1 and min(sweep) == 1 for sweep in sweeps)  # prompts beside single tokens
 
 
+def test_a_family_with_one_state_for_all_sequences_takes_one_at_a_time(tiny: Callable[[str], Path], sociable: None) -> None:
+    prompts = [prompt_of(length) for length in (6, 4, 9)]
+    with LayerMesh(str(tiny("recurrent_gemma")), device="cpu", dtype="float32") as mesh:
+        alone = [mesh.generate(prompt, max_new_tokens=6, temperature=0).token_ids for prompt in prompts]
+        together = mesh.generate_many(prompts, max_new_tokens=6, temperature=0)
+    assert [answer.token_ids for answer in together] == alone
+
+
 @pytest.mark.parametrize("num_places", [1, 2, 3])
 def test_as_many_are_aboard_as_there_is_memory_for(
     num_places: int, tiny: Callable[[str], Path], sweeps: list[list[int]], sociable: None

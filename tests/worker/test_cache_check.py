@@ -6,6 +6,7 @@ from layermesh.shared import transformers_api
 from layermesh.shared.errors import UnsupportedModelError
 from layermesh.shared.footprint import SequenceSize
 from layermesh.shared.frames import Frame, LayerOutput, SessionId
+from layermesh.shared.model.lean_layer import LeanLayer
 from layermesh.shared.spans import LayerSpan
 from layermesh.worker import sessions
 from layermesh.worker.cache_check import _verdict
@@ -21,7 +22,13 @@ WRONG = r"^{} cannot be run with transformers 5\.\d+\.\d+ and torch 2\.\d+.*: it
 @pytest.fixture
 def renamed(monkeypatch):
     """A release of transformers that hands layers their cache by a name of which nobody knows."""
-    monkeypatch.setattr(transformers_api, "CACHE_ARGUMENTS", ("renamed",))
+    forward = LeanLayer.forward
+
+    def called_by_it(self, *args, **kwargs):
+        names = dict.fromkeys(transformers_api.CACHE_ARGUMENTS, "renamed")
+        return forward(self, *args, **{names.get(name, name): value for name, value in kwargs.items()})
+
+    monkeypatch.setattr(LeanLayer, "forward", called_by_it)
 
 
 @pytest.fixture
@@ -58,10 +65,19 @@ def test_a_later_stage_refuses_them_too(tiny, renamed):
         stage.close()
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "mamba", "mamba2", "rwkv", "jamba", "deepseek_v3", "gemma3_text"])
+@pytest.mark.parametrize("model_type", ["gpt2", "mamba", "mamba2", "jamba", "deepseek_v3", "gemma3_text"])
 def test_states_and_caches_that_are_not_carried_on_are_refused(tiny, forgetful, model_type):
     with opened(tiny(model_type)) as stage, pytest.raises(UnsupportedModelError, match="cannot be run with transformers"):
         stage.forward([first_frame("first", PROMPT)])
+
+
+def test_what_keeps_its_state_in_modules_is_left_alone(tiny, monkeypatch):
+    begun = []
+    init = sessions.Session.__init__
+    monkeypatch.setattr(sessions.Session, "__init__", lambda self, *rest: begun.append(rest[0]) or init(self, *rest))
+    with opened(tiny("recurrent_gemma")) as stage:
+        stage.forward([first_frame("first", PROMPT)])
+    assert begun == ["first"]
 
 
 def test_the_check_reads_nothing_that_the_first_sweep_does_not(tiny, monkeypatch):

@@ -141,6 +141,7 @@ def test_every_family_refuses_a_key_that_it_does_not_know(tmp_path, architecture
         "minimax-m2": QWEN_MOE | {"expert_feed_forward_length": 96},
         "qwen2moe": QWEN_MOE | {"expert_shared_feed_forward_length": 80},
         "qwen3moe": QWEN_MOE,
+        "gpt-oss": QWEN_MOE | {"attention.key_length": 16, "attention.sliding_window": 16, "feed_forward_length": None},
     }.get(architecture, {})
     hybrid = {"ssm.inner_size": 32, "ssm.conv_kernel": 4, "ssm.state_size": 8, "ssm.time_step_rank": 4, "ssm.group_count": 2}
     if architecture.startswith("qwen35"):
