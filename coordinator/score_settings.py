@@ -150,7 +150,7 @@ def score_processors(settings: Mapping[str, Any], bounds: SequenceBounds, *, sam
 
     Settings of sampling are left out where the likeliest token is taken. Raises CheckpointError where transformers refuses.
     """
-    from transformers.generation import logits_process as theirs
+    from layermesh.shared.transformers_api import logits_process as theirs
 
     processors = []
     for name, build in _BUILDERS.items():

@@ -34,6 +34,17 @@ MODULES: Final[Mapping[str, str]] = {
     "dot_natural_key": "core_model_loading",
     "rename_source_key": "core_model_loading",
     "get_model_conversion_mapping": "conversion_mapping",
+    "get_gguf_conversion_mapping": "integrations.gguf.utils",
+    "GGUF_ARCHS": "integrations.gguf.gguf_conversion_mapping",
+    "GGUF_PRE_TOKENIZER_SPLITS": "integrations.gguf.gguf_tokenizer_mapping",
+    "get_gguf_hf_weights_map": "modeling_gguf_pytorch_utils",
+    "Gemma2TensorProcessor": "modeling_gguf_pytorch_utils",
+    "LlamaTensorProcessor": "modeling_gguf_pytorch_utils",
+    "Qwen2MoeTensorProcessor": "modeling_gguf_pytorch_utils",
+    "TENSOR_PROCESSORS": "modeling_gguf_pytorch_utils",
+    "TensorProcessor": "modeling_gguf_pytorch_utils",
+    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": "models.auto.modeling_auto",
+    "logits_process": "generation",
     "no_init_weights": "initialization",
     "modeling_llama": "models.llama",
     "modeling_mistral": "models.mistral",
@@ -42,6 +53,7 @@ MODULES: Final[Mapping[str, str]] = {
     "modeling_qwen3": "models.qwen3",
 }
 """The modules of transformers that define what is imported from here, by name."""
+_SUBMODULES: Final = frozenset(name for name in MODULES if name.startswith("modeling_")) | {"logits_process"}
 
 
 def __getattr__(name: str) -> Any:
@@ -53,7 +65,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(name)
     module = f"transformers.{MODULES[name]}"
     try:
-        if name.startswith("modeling_"):
+        if name in _SUBMODULES:
             return import_module(f"{module}.{name}")
         return getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:

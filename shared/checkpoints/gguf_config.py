@@ -41,7 +41,8 @@ def _family(header: GGUFHeader) -> Any:
 
 def _build(header: GGUFHeader, model_type: str, values: dict[str, Any]) -> Any:
     from transformers import CONFIG_MAPPING
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    from layermesh.shared.transformers_api import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     if model_type not in CONFIG_MAPPING or model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UnsupportedModelError(
@@ -72,8 +73,6 @@ def _check_values(header: GGUFHeader, config: Any, values: dict[str, Any]) -> No
 
 def directly_loaded_architectures() -> frozenset[str]:
     """Return the GGUF architectures that transformers, from 5.17, loads like any other checkpoint."""
-    try:
-        from transformers.integrations.gguf.gguf_conversion_mapping import GGUF_ARCHS
-    except ImportError:
-        return frozenset()
+    from layermesh.shared.transformers_api import GGUF_ARCHS
+
     return frozenset(GGUF_ARCHS)

@@ -13,8 +13,13 @@ from layermesh.shared.checkpoints.tensors import Checkpoint
 
 def converted_groups(checkpoint: Checkpoint, model: Any) -> list[GGUFGroup]:
     """Return the groups of `checkpoint` for the parameters of `model`, as its `WeightConverter`s would make them."""
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
-    from transformers.integrations.gguf.utils import get_gguf_conversion_mapping
+    from layermesh.shared.transformers_api import (
+        WeightConverter,
+        WeightRenaming,
+        dot_natural_key,
+        get_gguf_conversion_mapping,
+        rename_source_key,
+    )
 
     mapping = get_gguf_conversion_mapping(str(checkpoint.gguf_architecture), model.config)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]

@@ -12,6 +12,7 @@ from layermesh.shared.checkpoints.gguf_processors import processed_groups
 from layermesh.shared.checkpoints.gguf_rope import APPLIED_TENSORS
 from layermesh.shared.checkpoints.tensors import Checkpoint
 from layermesh.shared.errors import CheckpointError, UnsupportedModelError
+from layermesh.shared.transformers_api import tied_weights
 
 __all__ = ["GGUFGroup", "map_gguf"]
 
@@ -39,7 +40,7 @@ def map_gguf(checkpoint: Checkpoint, model: Any) -> list[GGUFGroup]:
 
 
 def _check_complete(checkpoint: Checkpoint, model: Any, groups: list[GGUFGroup]) -> None:
-    tied = getattr(model, "all_tied_weights_keys", None) or ()
+    tied = tied_weights(model)
     made = {target for group in groups for target in group.targets}
     missing = [name for name, _ in model.named_parameters() if name not in made and name not in tied]
     if missing:

@@ -43,18 +43,18 @@ def processed_groups(checkpoint: Checkpoint, model: Any) -> list[GGUFGroup]:
 
 
 def _processor(architecture: str, config: Any) -> Any:
-    from transformers import modeling_gguf_pytorch_utils as loader
+    from layermesh.shared.transformers_api import TENSOR_PROCESSORS, Gemma2TensorProcessor, TensorProcessor
 
     values = config.to_dict()
     if config.model_type == "mixtral":
         return _mixtral_processor(values)
     if architecture == "gemma":  # stores its norms plus one, as its successors do
-        return loader.Gemma2TensorProcessor(config=values)
-    return loader.TENSOR_PROCESSORS.get(architecture, loader.TensorProcessor)(config=values)
+        return Gemma2TensorProcessor(config=values)
+    return TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=values)
 
 
 def _mixtral_processor(config: dict[str, Any]) -> Any:
-    from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor, Qwen2MoeTensorProcessor
+    from layermesh.shared.transformers_api import LlamaTensorProcessor, Qwen2MoeTensorProcessor
 
     attention = LlamaTensorProcessor(config=config)
 
@@ -68,7 +68,7 @@ def _mixtral_processor(config: dict[str, Any]) -> Any:
 
 
 def _names(checkpoint: Checkpoint, model: Any, processor: Any) -> dict[str, str]:
-    from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
+    from layermesh.shared.transformers_api import get_gguf_hf_weights_map
 
     model_type = "llama" if model.config.model_type in _LLAMA_SHAPED else None
     try:

@@ -82,10 +82,8 @@ def _cut_as_stated(backend: Any, pre: str | None) -> None:
 
 def _splits_of_transformers() -> dict[str, str]:
     """Return the patterns by which transformers itself cuts, by tokenizer.ggml.pre."""
-    try:
-        from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
-    except ImportError:
-        return {}
+    from layermesh.shared.transformers_api import GGUF_PRE_TOKENIZER_SPLITS
+
     return dict(GGUF_PRE_TOKENIZER_SPLITS)
 
 

@@ -159,3 +159,11 @@ def test_nothing_else_reaches_into_transformers(name):
     documented = {module for module in modules if module.count(".") == 1 and module.partition(".")[2] in transformers.__all__}
     assert modules - documented - {f"transformers.{name}" for name in ("logging",)} == set()
     assert re.findall(PRIVATE, source) == []
+
+
+def test_experts_say_which_way_their_matrices_lie():
+    """MXFP4 is unpacked into experts that multiply inputs with a matrix as it is; their shape does not tell."""
+    config = transformers.GptOssConfig(**SIZES, num_attention_heads=2, num_key_value_heads=1, head_dim=8, num_local_experts=2)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert model.model.layers[0].mlp.experts.is_transposed
