@@ -71,13 +71,23 @@ def _render_best(model: str, template: str, messages: Sequence[Message], variabl
     """Render the conversation as it is, and in its other form where the template does not know this one."""
     reply = _ask_sandbox(model, template, {**variables, "messages": messages})
     texts = texts_in(messages)
-    if _num_shown(reply, messages, texts) == len(texts) or ("refused" in reply and not parts_in(messages)):
+    if _num_shown(reply, messages, texts) == len(texts):
         return reply
     other = in_other_form(messages)
-    if other is None:
+    if other is None or (not parts_in(messages) and _reads_texts(model, template, messages, variables, reply)):
         return reply
     second = _ask_sandbox(model, template, {**variables, "messages": other})
     return second if _num_shown(second, other, texts) > _num_shown(reply, messages, texts) else reply
+
+
+def _reads_texts(
+    model: str, template: str, messages: Sequence[Message], variables: Mapping[str, Any], reply: Mapping[str, Any]
+) -> bool:
+    """Return whether what `template` makes of contents that are texts, which it may edit, depends on them at all."""
+    if "text" not in reply:
+        return "refused" in reply
+    others = [{**message, "content": "-"} if isinstance(message.get("content"), str) else message for message in messages]
+    return bool(_ask_sandbox(model, template, {**variables, "messages": others}).get("text") != reply["text"])
 
 
 def _num_shown(reply: Mapping[str, Any], messages: Sequence[Message], texts: Sequence[str]) -> int:

@@ -89,9 +89,10 @@ def check_messages(messages: object) -> list[dict[str, Any]]:
 def _check_message(index: int, message: object) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise UsageError(f'message {index} must be {{"role": ..., "content": ...}}, not {short(message)}')
-    if unknown := [key for key in message if key not in _KEYS]:
-        raise UsageError(f"message {index} has {', '.join(map(short, unknown))}; a message has {', '.join(_KEYS)}.")
     stated = {key: value for key, value in message.items() if value is not None}  # as transformers reads them
+    if unknown := [key for key, value in stated.items() if key not in _KEYS and value not in ([], {}, "")]:
+        raise UsageError(f"message {index} has {', '.join(map(short, unknown))}; a message has {', '.join(_KEYS)}.")
+    stated = {key: value for key, value in stated.items() if key in _KEYS}
     if not isinstance(stated.get("role"), str):
         raise UsageError(
             f'message {index} must be {{"role": ..., "content": ...}} with a role that is text, not {short(message)}'

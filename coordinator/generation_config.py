@@ -99,7 +99,7 @@ def unapplied_settings(generation_config: Mapping[str, Any]) -> list[str]:
     ]
     known = _APPLIED | _HARMLESS | _NOT_APPLIED.keys()
     unknown = [
-        ascii(name)[1:41]
+        ascii(name)[1:-1][:40]
         for name, value in generation_config.items()
         if name not in known and not name.startswith("_") and value not in (None, False, [], {}, "")
     ]

@@ -99,6 +99,7 @@ _KINDS: Final[Mapping[str, tuple[str, Check, tuple[Any, ...]]]] = {
     "renormalize_logits": ("true or false", _is_truth, (False,)),
 }  # fmt: skip
 SCORE_SETTINGS: Final = frozenset(_KINDS)
+_OFF_BELOW_ONE: Final = frozenset(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"))
 _OF_SAMPLING: Final = frozenset(
     ("temperature", "top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 )
@@ -110,6 +111,7 @@ def read_score_settings(generation_config: Mapping[str, Any]) -> dict[str, Any]:
     Raises ValueError for a value of another kind than its setting has.
     """
     given = {name: generation_config[name] for name in _KINDS if generation_config.get(name) is not None}
+    given = {name: value for name, value in given.items() if not (name in _OFF_BELOW_ONE and _is_integer(value) and value < 1)}
     check_score_settings(given)
     return {name: value for name, value in given.items() if value not in _KINDS[name][2]}
 

@@ -68,7 +68,8 @@ class Tokenizer:
         if asked is not None:
             known = f"it has {names}" if own else "it has none"
             raise UsageError(
-                f"{self._model} has no chat template {asked[:40]!r}: {known}. Use one of these, or a file: ./FILE.jinja."
+                f"{self._model} has no chat template {asked[:40]!r}: {known}. Use one of these, the text of a template, or "
+                "--chat-template ./FILE.jinja."
             )
         if options.tools is not None and "tool_use" in own:
             return own["tool_use"]
@@ -120,7 +121,7 @@ class Tokenizer:
         if system is not None:
             raise UsageError(f"a system message needs a chat template, and {why}. Leave out --system.")
         if chat.given:
-            raise UsageError(f"{', '.join(chat.given)} needs a chat template, and {why}. Remove it, or name a template.")
+            raise UsageError(f"{', '.join(chat.given)} needs a chat template, and {why}. Leave out one of the two.")
         return self.encode_text(prompt)
 
     def encode_text(self, text: str) -> list[int]:

@@ -36,9 +36,10 @@ def run_invite(options: InviteOptions) -> int:
     Raises AuthenticationError after 15 minutes, and where too many tries fail.
     """
     mesh = MeshHome()
-    if not mesh.exists:
-        note(f"beginning a mesh: its keys are in {mesh.folder}")
+    is_new = not mesh.exists
     invitations = mesh.invite(options.count)
+    if is_new:
+        note(f"beginning a mesh: its keys are in {mesh.folder}")
     try:
         return asyncio.run(_Inviting(mesh, invitations, options).run())
     finally:

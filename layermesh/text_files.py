@@ -31,7 +31,9 @@ def decode_text(content: bytes, name: str) -> str:
         ) from error
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise UsageError(f"{name}, line {line}: a NUL, which no text has. Save it as UTF-8.")
+        raise UsageError(
+            f"{name}, line {line}: a NUL, which no text has. It may be UTF-16 without a byte order mark. Save it as UTF-8."
+        )
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

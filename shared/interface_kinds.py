@@ -28,10 +28,10 @@ def kind_of(name: str, *, is_pointtopoint: bool = False, traits: frozenset[str] 
     """Return what an interface is, by what the system says of it (`read_traits`) or else by its name."""
     if "bridge" in traits:
         return Kind.BRIDGE
+    if "device" in traits and not (is_pointtopoint or "tun_flags" in traits):  # InfiniBand and modems too
+        return Kind.CARD
     if is_pointtopoint or traits & {"tun_flags", "not ethernet"} or _TUNNELS.fullmatch(name):
         return Kind.TUNNEL
-    if "device" in traits:
-        return Kind.CARD
     if _BRIDGES.fullmatch(name):
         return Kind.BRIDGE
     return Kind.CABLE if _CABLES.fullmatch(name) else Kind.CARD

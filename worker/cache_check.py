@@ -21,7 +21,6 @@ from layermesh.worker.doors import Forward, StageEnd, current_forward
 from layermesh.worker.sessions import Session
 
 NUM_TRIALS: Final = 3  # all must disagree: rounding may send a single token to another expert
-MAX_LAYERS: Final = 4  # tried until the token before makes a difference, as it does not in a layer without a cache
 MAX_ERROR: Final = 0.25  # of what another first token changes in the second one
 NOISE_FACTOR: Final = 8.0  # by which that change must exceed the rounding of the first token
 MAX_NOISE: Final = 0.1  # relative, of the first token, which has no context
@@ -44,7 +43,7 @@ class _Inputs:
 
 
 class CacheCheck:
-    """Runs a few tokens through the first layers of a stage, as the first forward of its first sweep.
+    """Runs a few tokens through the first layer of each kind of a stage, as the first forward of its first sweep.
 
     It needs no block that the others do not need. `blocks` are those of the stage, and `hidden` is what it received with its
     first frame.
@@ -82,9 +81,9 @@ class CacheCheck:
         self._disagrees = bool(self._trials) and not any(map(self._agrees, self._trials))
 
     def _agrees(self, inputs: _Inputs) -> bool:
-        """Return False where the first layer that can tell computes something else in two calls than in one."""
+        """Return False where a layer computes something else in two calls than in one."""
         outputs: list[LayerOutput | None] = [inputs.entry(tokens) for tokens in ((0, 1), (2, 1), (0,), (1,))]
-        for layer in list(self._span)[:MAX_LAYERS]:
+        for layer in self._first_of_each_kind():
             current_forward().only = {block.name for block in self._blocks if block.layer == layer}
             outputs = [
                 *self._calls(inputs, [(0, 1)], outputs[:1]),
@@ -92,9 +91,23 @@ class CacheCheck:
                 *self._calls(inputs, [(0,), (1,)], outputs[2:]),
             ]
             verdict = _verdict(outputs) if self._is_handed_a_cache(layer) else None
-            if verdict is not None:
-                return verdict
+            if verdict is False:
+                return False
+            outputs = _without_context(outputs)
+            if not outputs:
+                return True
         return True
+
+    def _first_of_each_kind(self) -> Iterator[int]:
+        """Yield layers of the span that differ in their classes or in what the configuration calls them, such as attention."""
+        seen: set[object] = set()
+        kinds = getattr(self._definition.model.config.get_text_config(decoder=True), "layer_types", None) or ()
+        for index in self._span:
+            layer = self._definition.layers[index]
+            kind = type(layer), tuple(map(type, layer.children())), kinds[index] if index < len(kinds) else None
+            if kind not in seen:
+                seen.add(kind)
+                yield index
 
     def _is_handed_a_cache(self, layer: int) -> bool:
         """Whether the layer must find what it cached: others keep their state elsewhere, or see all tokens again."""
@@ -133,6 +146,22 @@ def _inputs(vocab_size: int, hidden: LayerOutput | None) -> Iterator[_Inputs]:
         assert like is not None
         states = torch.randn(3, 1, 1, like.shape[-1], generator=generator).to(like.dtype)
         yield _Inputs((first, second, other), tuple(states), hidden.bare)
+
+
+def _without_context(outputs: Sequence[LayerOutput | None]) -> list[LayerOutput | None]:
+    """Return inputs for another layer in which token 1 is the same whatever came before it; nothing where that cannot be.
+
+    `outputs` are those of `_verdict`. A difference that an earlier layer made would hide what this one makes of its cache.
+    """
+    together, elsewhere = outputs[0], outputs[1]
+    if together is None or elsewhere is None or [len(output.tensors) for output in (together, elsewhere)] != [1, 1]:
+        return []
+    one, other = together.tensors[0], elsewhere.tensors[0]
+    if one is None or other is None or one.shape[1] != 2:
+        return []
+    first, second, third = one[:, :1], one[:, 1:], other[:, :1]
+    states = torch.cat((first, second), dim=1), torch.cat((third, second), dim=1), first, second
+    return [LayerOutput((state,), together.bare) for state in states]
 
 
 def _verdict(outputs: Sequence[LayerOutput | None]) -> bool | None:

@@ -30,7 +30,7 @@ def template_variables(arguments: Sequence[str]) -> dict[str, Any] | None:
         if not sign or not name.isidentifier():
             raise UsageError(f"--template-arg takes NAME=VALUE, such as enable_thinking=false, not {argument[:60]!r}.")
         if text in _PYTHON_WORDS:
-            raise UsageError(f"--template-arg {name} has a JSON value. Use {name}={_PYTHON_WORDS[text]}.")
+            raise UsageError(f"--template-arg {name}={text} is Python's word for it. Use JSON's: {name}={_PYTHON_WORDS[text]}.")
         variables[name] = _value(text)
     return variables or None
 

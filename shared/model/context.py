@@ -16,15 +16,15 @@ def stated_context(config: Any) -> int | None:
     """Return the length that a text model's configuration allows; None where it sets no limit.
 
     Some configurations keep the length before scaling in `max_position_embeddings`: for YaRN the limit is the original length
-    times the factor, and for one linear factor over all layers the stated length times it, as in vLLM. Where the length is
-    stated after scaling (Llama 3, LongRoPE, Gemma's factors for some layers), it is the limit. Dynamic scaling depends on the
-    length so far, and this module sets the limit where it would begin.
+    times the factor. Where the length is stated after scaling (Llama 3, LongRoPE, Gemma's factors for some layers), it is the
+    limit; so it is for linear scaling, which is published with either. Dynamic scaling depends on the length so far, and this
+    module sets the limit where it would begin.
     """
     stated = next((length for name in _LENGTH_NAMES if (length := _length(config, name))), None)
     ropes = _rope_settings(config)
     if stated is None or ropes is None:
         return stated
-    return max(stated, *(_scaled(rope, stated) for rope in ropes.values()), *_over_all_layers(ropes, stated))
+    return max(stated, *(_scaled(rope, stated) for rope in ropes.values()))
 
 
 def choose_context(definition: "ModelDefinition", asked: int | None, model: str) -> int | None:
@@ -69,11 +69,6 @@ def _kind(rope: Mapping[str, Any]) -> str:
 def _scaled(rope: Mapping[str, Any], stated: int) -> int:
     original = rope.get("original_max_position_embeddings") or stated
     return _times(original, rope.get("factor")) if _kind(rope) == "yarn" else stated
-
-
-def _over_all_layers(ropes: Mapping[str, Mapping[str, Any]], stated: int) -> list[int]:
-    rope = ropes.get("")
-    return [_times(stated, rope.get("factor"))] if rope is not None and _kind(rope) == "linear" else []
 
 
 def _times(length: object, factor: object) -> int:

@@ -319,6 +319,22 @@ def test_a_template_that_knows_texts_only_is_given_texts(template: str) -> None:
     assert render(template, PARTED) == render(template, flat)
 
 
+EDITING = {
+    "cut": "{% if m.content is string %}{{ m.content.split('</think>')[-1] }}{% else %}{{ m.content[0].text }}{% endif %}",
+    "replaced": "{{ m.content.replace('Bye', '') }}",
+    "upper": "{{ m.content | upper }}",
+    "a role left out": "{% if m.role != 'system' %}{% if m.content is string %}{{ m.content }}{% else %}{{ m.content[0].text }}"
+    "{% endif %}{% endif %}",
+}
+
+
+@pytest.mark.parametrize("edit", EDITING.values(), ids=EDITING)
+def test_a_template_that_edits_texts_is_given_texts(tokenizer: Any, edit: str) -> None:
+    template = "{% for m in messages %}<{{ m.role }}>" + edit + "{% endfor %}"
+    messages = [*TALK, {"role": "user", "content": "What is </think> for?"}]
+    assert render(template, messages) == theirs(template, messages, tokenizer, ChatOptions())
+
+
 def test_a_template_that_knows_parts_only_is_given_parts() -> None:
     assert render(ONLY_PARTS, [TALK[0], TALK[3]]) == "<system>Be brief.<user>Bye"
 

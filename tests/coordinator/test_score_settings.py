@@ -41,7 +41,7 @@ GREEDY: dict[str, dict[str, Any]] = {
         "encoder_no_repeat_ngram_size": 3,
     },
     "nothing": {
-        "suppress_tokens": None, "begin_suppress_tokens": [], "bad_words_ids": None, "min_length": 0,
+        "suppress_tokens": None, "begin_suppress_tokens": [], "bad_words_ids": None, "min_length": -1,
         "renormalize_logits": False,
     },
 }  # fmt: skip
@@ -127,7 +127,7 @@ def test_where_nothing_is_left_to_choose_the_file_is_named(sampled: bool) -> Non
         ("suppress_tokens", [0, False]), ("suppress_tokens", [1.5]),
         ("begin_suppress_tokens", {}), ("bad_words_ids", [5]), ("bad_words_ids", [[]]), ("bad_words_ids", [[-1]]),
         ("sequence_bias", {"5": 1.0}), ("sequence_bias", [[5, 1.0]]), ("sequence_bias", [[[5], "1"]]),
-        ("forced_bos_token_id", [5]), ("forced_bos_token_id", -1), ("forced_eos_token_id", "5"), ("min_length", -1),
+        ("forced_bos_token_id", [5]), ("forced_bos_token_id", -1), ("forced_eos_token_id", "5"), ("min_length", 1.5),
         ("min_new_tokens", 1.5), ("no_repeat_ngram_size", True), ("encoder_repetition_penalty", 0), ("typical_p", 0),
         ("typical_p", 1.5), ("top_h", 0), ("eta_cutoff", "x"), ("exponential_decay_length_penalty", 1.5),
         ("watermarking_config", {"colour": 1}), ("watermarking_config", {"seeding_scheme": "x"}), ("renormalize_logits", 1),

@@ -121,6 +121,7 @@ def test_interfaces_without_multicast_are_among_those_that_are_up() -> None:
         ("home", ("tun_flags",), TUNNEL),
         ("office", ("not ethernet",), TUNNEL),
         ("bridge-card", ("device",), CARD),
+        ("ib0", ("device", "not ethernet"), CARD),
     ],
 )
 def test_kinds_are_told_by_the_system_or_by_name(name, traits, kind) -> None:

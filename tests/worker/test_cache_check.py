@@ -1,5 +1,6 @@
 import pytest
 import torch
+import transformers.models.qwen3_next.modeling_qwen3_next
 from transformers import Cache
 
 from layermesh.shared import transformers_api
@@ -68,6 +69,16 @@ def test_a_later_stage_refuses_them_too(tiny, renamed):
 @pytest.mark.parametrize("model_type", ["gpt2", "mamba", "mamba2", "jamba", "deepseek_v3", "gemma3_text"])
 def test_states_and_caches_that_are_not_carried_on_are_refused(tiny, forgetful, model_type):
     with opened(tiny(model_type)) as stage, pytest.raises(UnsupportedModelError, match="cannot be run with transformers"):
+        stage.forward([first_frame("first", PROMPT)])
+
+
+def test_every_kind_of_layer_is_checked(tiny, monkeypatch):
+    """In qwen3_next attention comes behind layers with a state, which is carried on."""
+    attention = transformers.models.qwen3_next.modeling_qwen3_next.Qwen3NextAttention
+    forward = attention.forward
+    names = dict.fromkeys(transformers_api.CACHE_ARGUMENTS)
+    monkeypatch.setattr(attention, "forward", lambda self, *args, **kwargs: forward(self, *args, **{**kwargs, **names}))
+    with opened(tiny("qwen3_next")) as stage, pytest.raises(UnsupportedModelError, match="Qwen3NextForCausalLM cannot be run"):
         stage.forward([first_frame("first", PROMPT)])
 
 

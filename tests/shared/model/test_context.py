@@ -30,7 +30,7 @@ def config(kind: str = "llama", **changes: Any) -> Any:
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.5}}, 100),
         ({"rope_scaling": {**YARN, "factor": 1.0}}, 40),
         ({"rope_scaling": {**YARN, "factor": None}}, 40),
-        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, 80),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, 40),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, 40),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                            "original_max_position_embeddings": 8}}, 40),
