@@ -57,9 +57,14 @@ class AnswerLimits:
         _check_ends(generation_config.get("eos_token_id"))
         stop = generation_config.get("stop_strings") or []
         strings = tuple(stop) if isinstance(stop, list) else (stop,)
-        if not all(isinstance(string, str) and string for string in strings):
-            raise ValueError(f"stop_strings must be a text or a list of texts, not {str(stop)[:60]}")
+        if not all(isinstance(string, str) and string and is_encodable(string) for string in strings):
+            raise ValueError(f"stop_strings must be a text or a list of texts, not {ascii(stop)[:60]}")
         return cls(_length(generation_config, "max_new_tokens"), _length(generation_config, "max_length"), strings)
+
+
+def is_encodable(text: str) -> bool:
+    """Return whether `text` is Unicode: it may come with lone surrogates, out of JSON or of another encoding."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _length(generation_config: Mapping[str, Any], name: str) -> int | None:

@@ -150,7 +150,8 @@ class Sampler:
             self._ids[0, -1] = token_id
 
     def _draw(self, scores: torch.Tensor) -> int:
-        return int(torch.multinomial(scores.softmax(-1), 1, generator=self._generator))
+        certain = scores.clamp(max=torch.finfo(scores.dtype).max)  # a bias may make a score infinite
+        return int(torch.multinomial(certain.softmax(-1), 1, generator=self._generator))
 
     def _make_processors(self, vocab_size: int) -> list[Any]:
         params = self._params
@@ -187,7 +188,7 @@ def _check_finite(highest: torch.Tensor) -> None:
 
 
 def _check_left(highest: torch.Tensor) -> None:
-    if not math.isfinite(float(highest)):
+    if not float(highest) > -math.inf:
         raise ModelError(
             "no token can be chosen: the model's generation_config.json forbids every one that could follow. "
             "Correct its suppress_tokens, bad_words_ids and the like, or remove them."

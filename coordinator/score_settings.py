@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from layermesh.shared.errors import CheckpointError
@@ -12,13 +12,17 @@ Check = Callable[[Any], bool]
 
 @dataclass(frozen=True, slots=True)
 class SequenceBounds:
-    """What processors need to know of a sequence: its prompt, the limit and the ends of its answer, the number of ids."""
+    """What processors need to know of a sequence: its prompt, the limit and the ends of its answer, the number of ids.
+
+    `end_ids` are the ends that generation_config.json states, of which `stop_ids` has more.
+    """
 
     prompt_ids: Sequence[int]
     max_new_tokens: int
     stop_ids: Sequence[int]
     vocab_size: int
     is_first_forced: bool = False
+    end_ids: Sequence[int] = ()
 
 
 def _is_number(value: Any) -> bool:
@@ -76,6 +80,8 @@ def _is_truth(value: Any) -> bool:
     return isinstance(value, bool)
 
 
+_ENDS: Final = "eos_token_id"  # kept with the settings that exempt or raise the ends that generation_config.json states
+
 # What each must be, in words and as a test, and the values that change nothing.
 _KINDS: Final[Mapping[str, tuple[str, Check, tuple[Any, ...]]]] = {
     "sequence_bias": ("a list of [token ids, number] pairs", _is_bias, ([],)),
@@ -97,8 +103,9 @@ _KINDS: Final[Mapping[str, tuple[str, Check, tuple[Any, ...]]]] = {
     "eta_cutoff": ("a number from 0 to 1", _is_share, (0, 1)),
     "watermarking_config": ("the settings of transformers' WatermarkingConfig", _is_watermark, ()),
     "renormalize_logits": ("true or false", _is_truth, (False,)),
+    _ENDS: ("a list of token ids", _is_token_list, ()),
 }  # fmt: skip
-SCORE_SETTINGS: Final = frozenset(_KINDS)
+SCORE_SETTINGS: Final = frozenset(_KINDS) - {_ENDS}
 _OFF_BELOW_ONE: Final = frozenset(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"))
 _OF_SAMPLING: Final = frozenset(
     ("temperature", "top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -110,10 +117,15 @@ def read_score_settings(generation_config: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises ValueError for a value of another kind than its setting has.
     """
-    given = {name: generation_config[name] for name in _KINDS if generation_config.get(name) is not None}
+    given = {name: generation_config[name] for name in SCORE_SETTINGS if generation_config.get(name) is not None}
     given = {name: value for name, value in given.items() if not (name in _OFF_BELOW_ONE and _is_integer(value) and value < 1)}
     check_score_settings(given)
-    return {name: value for name, value in given.items() if value not in _KINDS[name][2]}
+    settings = {name: given[name] for name in _KINDS if name in given and given[name] not in _KINDS[name][2]}
+    ends = generation_config.get(_ENDS)
+    if settings.keys() & {"bad_words_ids", "exponential_decay_length_penalty"} and ends is not None:
+        settings[_ENDS] = ends if isinstance(ends, list) else [ends]
+        check_score_settings(settings)
+    return settings
 
 
 def check_score_settings(given: Mapping[str, Any]) -> None:
@@ -154,6 +166,9 @@ def score_processors(settings: Mapping[str, Any], bounds: SequenceBounds, *, sam
     """
     from layermesh.shared.transformers_api import logits_process as theirs
 
+    ends = settings.get(_ENDS)
+    own_ends = bounds.stop_ids if ends is None else [id_ for id_ in ends if 0 <= id_ < bounds.vocab_size]
+    bounds = replace(bounds, end_ids=own_ends)
     processors = []
     for name, build in _BUILDERS.items():
         if name not in settings or (name in _OF_SAMPLING and not sampled):
@@ -177,7 +192,7 @@ def _prompt(bounds: SequenceBounds) -> Any:
 
 def _bad_words(theirs: Any, words: list[list[int]], bounds: SequenceBounds) -> Any:
     """transformers lets nobody forbid the end alone, and takes no empty list."""
-    left = [word for word in words if not (len(word) == 1 and word[0] in bounds.stop_ids)]
+    left = [word for word in words if not (len(word) == 1 and word[0] in bounds.end_ids)]
     return theirs.NoBadWordsLogitsProcessor(left) if left else None
 
 
@@ -201,7 +216,7 @@ def _until_new(theirs: Any, length: int, bounds: SequenceBounds) -> Any:
 
 
 def _decay(theirs: Any, penalty: list[Any], bounds: SequenceBounds) -> Any:
-    ends = list(bounds.stop_ids)
+    ends = list(bounds.end_ids)
     return theirs.ExponentialDecayLengthPenalty(tuple(penalty), ends, len(bounds.prompt_ids)) if ends else None
 
 
@@ -218,8 +233,8 @@ _BUILDERS: Final[Mapping[str, Callable[[Any, Any, SequenceBounds], Any]]] = {  #
     ),
     "repetition_penalty": lambda theirs, penalty, _: theirs.RepetitionPenaltyLogitsProcessor(float(penalty)),
     "no_repeat_ngram_size": lambda theirs, size, _: theirs.NoRepeatNGramLogitsProcessor(size),
-    "encoder_no_repeat_ngram_size": lambda theirs, size, bounds: theirs.EncoderNoRepeatNGramLogitsProcessor(
-        size, _prompt(bounds)
+    "encoder_no_repeat_ngram_size": lambda theirs, size, bounds: (
+        theirs.EncoderNoRepeatNGramLogitsProcessor(size, _prompt(bounds)) if size <= len(bounds.prompt_ids) else None
     ),
     "bad_words_ids": _bad_words,
     "min_length": _until,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from layermesh.coordinator.conversation import ChatOptions, check_messages
+from layermesh.coordinator.generation_config import is_encodable
 from layermesh.settings import GenerationSettings, Prompt, check_length, check_prompt, check_sampling, is_whole
 from layermesh.shared.errors import UsageError
 
@@ -109,8 +110,8 @@ def _checked(name: str, value: Any) -> Any:
     if name != "stop":
         return value
     texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
-        raise UsageError(f"stop is a text or a list of texts, none of them empty, not {_short(value)}.")
+    if not isinstance(texts, list) or not all(isinstance(text, str) and text and is_encodable(text) for text in texts):
+        raise UsageError(f"stop is a text or a list of texts, none of them empty, not {ascii(value)[:80]}.")
     return texts
 
 

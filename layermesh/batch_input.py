@@ -45,9 +45,17 @@ def _read(path: str) -> str:
 
 def _parse(line: str) -> Any:
     try:
-        return json.loads(line, parse_constant=_refuse_constant)
+        return json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=_refuse_doubles)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"not JSON ({error}).") from error
+
+
+def _refuse_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{ascii(next(name for name in names if names.count(name) > 1))[:60]} stands there twice")
+    return made
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -7,7 +7,7 @@ from typing import TypeGuard, cast
 
 from layermesh.coordinator.conversation import ChatOptions, Message
 from layermesh.coordinator.generation import Limits
-from layermesh.coordinator.generation_config import AnswerLimits, unapplied_settings
+from layermesh.coordinator.generation_config import AnswerLimits, is_encodable, unapplied_settings
 from layermesh.coordinator.journal import Beginning
 from layermesh.coordinator.sampling import SamplingParams
 from layermesh.coordinator.score_settings import check_score_ids
@@ -190,4 +190,6 @@ def _stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if not all(isinstance(string, str) for string in strings):
         raise UsageError(f"stop strings are text, not {stop!r}.")
+    if broken := [string for string in strings if not is_encodable(string)]:
+        raise UsageError(f"a stop string holds characters that are no Unicode: {ascii(broken[0])[:80]}. Correct it.")
     return strings

@@ -24,7 +24,7 @@ from layermesh.shared.unpacked import UNPACKING, note_sources, note_use, sweep_u
 __all__ = ["GGUF_MAGIC", "open_gguf"]
 
 _TABLE: Final = "tensors.json"
-_FORMAT: Final = 3
+_FORMAT: Final = 4
 _CHILD: Final = "layermesh.shared.checkpoints.unpack_gguf"
 _CHILD_SECONDS: Final = 300
 _KEPT_OUTPUT: Final = 4000

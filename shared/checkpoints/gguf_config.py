@@ -5,6 +5,7 @@ from typing import Any
 from layermesh.shared.checkpoints.gguf_families import FAMILIES
 from layermesh.shared.checkpoints.gguf_header import GGUFHeader
 from layermesh.shared.checkpoints.gguf_keys import FamilyKeys
+from layermesh.shared.checkpoints.gguf_rope import check_factors_read
 from layermesh.shared.errors import CheckpointError, LayermeshError, UnsupportedModelError
 
 
@@ -18,6 +19,7 @@ def make_config(header: GGUFHeader) -> Any:
     try:
         model_type, values = _family(header)(keys)
         keys.check_all_read()
+        check_factors_read(keys)
         config = _build(header, model_type, values)
     except LayermeshError:
         raise

@@ -78,14 +78,24 @@ def width(keys: FamilyKeys, name: str = "intermediate_size") -> Values:
 
 def rms_epsilon(keys: FamilyKeys, name: str = "rms_norm_eps") -> Values:
     """Return the epsilon of norms by the root of the mean square."""
-    return {name: keys.require("attention.layer_norm_rms_epsilon")}
+    keys.require("attention.layer_norm_rms_epsilon")
+    return {name: _not_negative(keys, "attention.layer_norm_rms_epsilon")}
+
+
+def _not_negative(keys: FamilyKeys, key: str) -> Any:
+    value = keys.number(key)
+    if value < 0:
+        raise keys.broken(key, "0 or more")
+    return value
 
 
 def epsilon(keys: FamilyKeys, name: str) -> Values:
     """Return the epsilon of norms by mean and variance; a second key for another kind of norm must say the same."""
-    value = keys.get("attention.layer_norm_epsilon")
-    if value is None:
-        value = keys.require("attention.layer_norm_rms_epsilon")
+    if keys.get("attention.layer_norm_epsilon") is None:
+        keys.require("attention.layer_norm_rms_epsilon")
+        value = _not_negative(keys, "attention.layer_norm_rms_epsilon")
+    else:
+        value = _not_negative(keys, "attention.layer_norm_epsilon")
     keys.expect("attention.layer_norm_rms_epsilon", value)
     return {name: value}
 

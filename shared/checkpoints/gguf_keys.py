@@ -60,6 +60,7 @@ class FamilyKeys:
         prefix = f"{header.architecture}."
         self._values = {key[len(prefix) :]: value for key, value in header.metadata.items() if key.startswith(prefix)}
         self._unread = set(self._values)
+        self.read_tensors: set[str] = set()  # those that became configuration
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value of `key`, or `default` where the file has none.

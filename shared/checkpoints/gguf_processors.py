@@ -14,6 +14,7 @@ from layermesh.shared.errors import UnsupportedModelError
 
 _LLAMA_SHAPED: Final = frozenset({"mistral", "mixtral"})  # the architecture `llama` to llama.cpp
 _EXPERTS: Final = "_exps.weight"
+_SHARED_GATE: Final = ".ffn_gate_inp_shexp.weight"
 
 
 def processed_groups(checkpoint: Checkpoint, model: Any) -> list[GGUFGroup]:
@@ -114,6 +115,8 @@ def _combiner(processor: Any, names: dict[str, str], sources: list[str]) -> Comb
 
 
 def _process(processor: Any, names: dict[str, str], name: str, weights: Any, made: dict[str, Any]) -> None:
+    if name.endswith(_SHARED_GATE):  # one row, as converters write it; transformers adds that dimension itself
+        weights = weights.reshape(-1)
     result = processor.process(weights=weights, name=name, tensor_key_mapping=names, parsed_parameters=made)
     if result.name in names:
         made["tensors"][names[result.name]] = torch.from_numpy(np.ascontiguousarray(result.weights))

@@ -155,6 +155,7 @@ def read_factors(keys: FamilyKeys, name: str, turned: int) -> list[float]:
     Raises UnsupportedModelError for a tensor of another shape or encoding, CheckpointError for values that divide nothing.
     """
     tensor = keys.header.tensors[name]
+    keys.read_tensors.add(name)
     if tensor.encoding != "F32" or not 0 < tensor.num_elements <= _MAX_FACTORS or tensor.num_elements != turned // 2:
         raise tensor_refusal(keys, name, f"is {list(tensor.shape)} of {tensor.encoding}, not [{turned // 2}] of F32")
     with tensor.path.open("rb") as file:
@@ -163,6 +164,12 @@ def read_factors(keys: FamilyKeys, name: str, turned: int) -> list[float]:
     if not all(math.isfinite(each) and each > 0 for each in factors):
         raise CheckpointError(f"{keys.header.path} is damaged: {name} has values that divide nothing. Fetch it again.")
     return factors
+
+
+def check_factors_read(keys: FamilyKeys) -> None:
+    """Raise UnsupportedModelError for factors of frequencies that nothing read."""
+    for name in sorted(APPLIED_TENSORS & keys.header.tensors.keys() - keys.read_tensors):
+        raise tensor_refusal(keys, name, f"scales positions, which layermesh does not do in {keys.header.architecture} models")
 
 
 def tensor_refusal(keys: FamilyKeys, name: str, reason: str) -> UnsupportedModelError:

@@ -6,6 +6,8 @@ from typing import Any, Final
 
 from layermesh.shared.checkpoints.gguf_header import GGUFHeader
 
+_TEMPLATE: Final = "tokenizer.chat_template."
+_STRING: Final = (8).to_bytes(4, "little")  # GGUF's number for texts
 _GPT2: Final = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _DIGITS: Final = (r"\p{N}", _GPT2)
 _BLOOM: Final = r" ?[^(\s|.,!?…。，、।۔،)]+"
@@ -57,7 +59,28 @@ def build_tokenizer(header: GGUFHeader, link: Path) -> Any:
         backend.model.ignore_merges = pre in _WHOLE_WORDS
     if kind == "llama":
         _prefix_as_stated(backend, _stated(header, "add_space_prefix"))
+    if named := _named_templates(header):
+        default = {"default": tokenizer.chat_template} if isinstance(tokenizer.chat_template, str) else {}
+        tokenizer.chat_template = default | named
     return tokenizer
+
+
+def _named_templates(header: GGUFHeader) -> dict[str, str]:
+    """Return the templates for special uses, which transformers leaves out; raises ValueError for one that is no text."""
+    keys = [key for key in header.spans if key.startswith(_TEMPLATE)]
+    return {key.removeprefix(_TEMPLATE): _text(header, key) for key in keys}
+
+
+def _text(header: GGUFHeader, key: str) -> str:
+    """Read the text of `key`, however long it is."""
+    start, end = header.spans[key]
+    with header.path.open("rb") as file:
+        file.seek(start)
+        field = file.read(end - start)
+    value = field[8 + len(key.encode()) :]  # behind the key and its length: a type, a length, the text
+    if value[:4] != _STRING:
+        raise ValueError(f"{key} is no text")
+    return value[12:].decode("utf-8")
 
 
 def _stated(header: GGUFHeader, key: str) -> Any:

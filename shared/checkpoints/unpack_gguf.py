@@ -7,6 +7,7 @@ time by the caller. Prints one JSON object: {}, {"error": CLASS, "message": TEXT
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +17,6 @@ from layermesh.shared.errors import CheckpointError, UnsupportedModelError
 
 MAX_MEMORY_BYTES: Final = 4 * 2**30
 GGUF_NAME: Final = "model.gguf"
-_END_TOKENS: Final = ("eos", "eot", "eom")
 
 
 def main(gguf: Path, folder: Path) -> int:
@@ -35,9 +35,8 @@ def main(gguf: Path, folder: Path) -> int:
 
 def unpack(header: GGUFHeader, folder: Path) -> None:
     """Write what `header` says to `folder`; raises CheckpointError, UnsupportedModelError and OSError."""
-    from transformers import GenerationConfig
-
     from layermesh.shared.checkpoints.gguf_config import make_config
+    from layermesh.shared.checkpoints.gguf_generation import generation_settings
     from layermesh.shared.checkpoints.gguf_joined_head import write_joined_head
 
     # The tokenizer is read by a link alone in its folder, so that nothing beside the file is taken for part of the model.
@@ -50,35 +49,31 @@ def unpack(header: GGUFHeader, folder: Path) -> None:
         write_joined_head(header, link)
     config = make_config(header)
     config.save_pretrained(folder)
-    tokens = _special_tokens(config, header)
-    if tokens.get("eos_token_id") is not None:
-        GenerationConfig(**tokens).save_pretrained(folder)
-    if header.array_lengths.get("tokenizer.ggml.tokens"):
-        _save_tokenizer(header, link, folder)
+    tokenizer = _save_tokenizer(header, link, folder) if header.array_lengths.get("tokenizer.ggml.tokens") else None
+    settings = generation_settings(header, config, partial(_token_id, tokenizer))
+    if settings:
+        (folder / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
     link.unlink()
     work.rmdir()
 
 
-def _special_tokens(config: Any, header: GGUFHeader) -> dict[str, Any]:
-    """Ids of the tokens that begin, end and pad; the end of a turn counts as an end, as it does in llama.cpp."""
-    stated = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    stated += [header.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in _END_TOKENS]
-    ends = [end for end in dict.fromkeys(stated) if end is not None]
-    return {
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": ends if len(ends) > 1 else ends[0] if ends else None,
-        "pad_token_id": config.pad_token_id,
-    }
+def _token_id(tokenizer: Any, text: str) -> int | None:
+    found = None if tokenizer is None else tokenizer.get_vocab().get(text)
+    return found if isinstance(found, int) else None
 
 
-def _save_tokenizer(header: GGUFHeader, link: Path, folder: Path) -> None:
+def _save_tokenizer(header: GGUFHeader, link: Path, folder: Path) -> Any:
+    """Write the tokenizer to `folder` and return it; None where it cannot be built, with the reason in a file."""
     from layermesh.shared.checkpoints.gguf_tokenizer import build_tokenizer
 
     try:
-        build_tokenizer(header, link).save_pretrained(folder / "tokenizer")
+        tokenizer = build_tokenizer(header, link)
+        tokenizer.save_pretrained(folder / "tokenizer")
+        return tokenizer
     except Exception as error:  # the model still runs on token ids
         reason = f"cannot build the tokenizer of {header.path}: {type(error).__name__}: {error}"
         (folder / "tokenizer_error.txt").write_text(reason[:2000], encoding="utf-8")
+        return None
 
 
 def _bound_memory() -> None:

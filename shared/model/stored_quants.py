@@ -10,7 +10,7 @@ import torch
 
 from layermesh.shared.checkpoints.packing import METHOD, Packing
 from layermesh.shared.checkpoints.tensors import StoredTensor
-from layermesh.shared.errors import UnsupportedModelError
+from layermesh.shared.errors import CheckpointError, UnsupportedModelError
 from layermesh.shared.model.mxfp4_recipes import Mxfp4Pair, find_pairs, unpack_pairs
 from layermesh.shared.model.quant_config import QuantScheme
 from layermesh.shared.model.quant_parts import ModelUse, check_numbers, check_parts
@@ -49,6 +49,10 @@ def _take_stated(config: Any, config_dir: Path) -> dict[str, dict[str, Any]]:
             found = vars(part).pop(key, None)
             if found is None:
                 continue
+            if not isinstance(found, dict) and not hasattr(found, "to_dict"):
+                raise CheckpointError(
+                    f"{config_dir.name}/config.json: {place}{key} is {ascii(found)[:40]}, not an object. Fix it."
+                )
             values = found if isinstance(found, dict) else found.to_dict()
             method = {} if values.keys() & {"quant_method", "quant_algo"} else {"quant_method": default}
             stated[f"{config_dir.name}/config.json: {place}{key}"] = method | values

@@ -159,3 +159,26 @@ def test_a_long_value_is_cut_short() -> None:
     with pytest.raises(ValueError, match="bad_words_ids") as caught:
         read_score_settings({"bad_words_ids": ["x" * 1000] * 1000})
     assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"bad_words_ids": [[33]]}, {"exponential_decay_length_penalty": [0, 1.7]}],
+    ids=["bad words", "length penalty"],
+)
+def test_the_ends_that_count_are_those_of_the_model_s_file(config: dict[str, Any]) -> None:
+    """Other ids that end an answer, of the tokenizer or a template, are exempt from nothing and raised by nothing."""
+    params = SamplingParams.resolve({**config, "eos_token_id": ENDS}, seed=0)
+    more = [*ENDS, 33]
+    sampler = Sampler(params, PROMPT, max_new_tokens=NUM_TOKENS, stop_ids=more)
+    assert continue_prompt(tiny_llama(), sampler, PROMPT, NUM_TOKENS, tuple(ENDS)) == theirs(config, PROMPT)
+
+
+def test_a_length_that_a_prompt_does_not_have_costs_nothing() -> None:
+    assert ours({"encoder_no_repeat_ngram_size": 2**40}, PROMPT) == ours({}, PROMPT)
+
+
+@pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampled"])
+def test_a_bias_beyond_all_numbers_chooses_its_token(sampled: bool) -> None:
+    config = {"sequence_bias": [[[5], 1e300]], "do_sample": sampled}
+    assert set(ours(config, PROMPT)[len(PROMPT) :]) == {5}

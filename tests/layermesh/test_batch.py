@@ -91,6 +91,8 @@ def test_sessions_bound_how_many_share_a_sweep(layermesh: Run, text_model: Path,
 
 BAD_LINES = {
     "not JSON": ("{", "not JSON"),
+    "a key twice": ('{"prompt": "a", "prompt": "b"}', "'prompt' stands there twice"),
+    "a stop that is no Unicode": (r'{"prompt": "a", "stop": "\ud800"}', "stop is a text"),
     "a number": ("5", 'an object with a "prompt"'),
     "a list": ("[1]", 'an object with a "prompt"'),
     "deep": ("[" * 100_000, "not JSON"),

@@ -58,7 +58,7 @@ def write_vocabulary(path: Path, model: str, keys: dict[str, Any]) -> Path:
         writer.add_unk_token_id(0)
     writer.add_token_list(tokens)
     for key, value in keys.items():
-        add_value(writer, f"tokenizer.ggml.{key}", value)
+        add_value(writer, f"tokenizer.{'' if key.startswith('chat_template') else 'ggml.'}{key}", value)
     writer.add_tensor("token_embd.weight", np.zeros((len(tokens), LLAMA[0]["embedding_length"]), dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

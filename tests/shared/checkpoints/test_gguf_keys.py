@@ -155,6 +155,22 @@ def test_every_family_refuses_a_key_that_it_does_not_know(tmp_path, architecture
         config_of(tmp_path, architecture, keys | {"attention.telepathy": 0})
 
 
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [("gpt2", "rope_freqs.weight"), ("bloom", "rope_factors_long.weight")],
+)
+def test_factors_of_positions_that_a_family_does_not_turn_are_refused(tmp_path, architecture, name):
+    keys = {"attention.layer_norm_rms_epsilon": None, "attention.layer_norm_epsilon": 1e-5, "attention.head_count_kv": HEADS}
+    with pytest.raises(UnsupportedModelError, match=re.escape(name)):
+        config_of(tmp_path, architecture, keys, {name: (SHARE // 2,)})
+
+
+@pytest.mark.parametrize("epsilon", [float("inf"), float("nan"), -1.0])
+def test_an_epsilon_that_is_none_is_refused(tmp_path, epsilon):
+    with pytest.raises(CheckpointError, match=r"llama\.attention\.layer_norm_rms_epsilon"):
+        config_of(tmp_path, "llama", {"attention.layer_norm_rms_epsilon": epsilon})
+
+
 GEMMA4_REFUSED = {
     "a key of the future": {"attention.telepathy": 0},
     "scaled positions": {"rope.scaling.type": "linear", "rope.scaling.factor": 8.0},
