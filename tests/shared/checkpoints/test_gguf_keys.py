@@ -157,7 +157,7 @@ def test_every_family_refuses_a_key_that_it_does_not_know(tmp_path, architecture
 
 @pytest.mark.parametrize(
     ("architecture", "name"),
-    [("gpt2", "rope_freqs.weight"), ("bloom", "rope_factors_long.weight")],
+    [("gpt2", "rope_freqs.weight"), ("gpt2", "rope_factors_long.weight")],
 )
 def test_factors_of_positions_that_a_family_does_not_turn_are_refused(tmp_path, architecture, name):
     keys = {"attention.layer_norm_rms_epsilon": None, "attention.layer_norm_epsilon": 1e-5, "attention.head_count_kv": HEADS}

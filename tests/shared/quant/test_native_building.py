@@ -94,8 +94,7 @@ def _unknown_openmp(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 @pytest.mark.parametrize(
     "trouble",
     [
-        _no_compiler, _switched_off, _broken_compiler, _no_folder, _others_folder, _linked_folder, _linked_library,
-        _damaged_library, _wrong_results, _unknown_openmp,
+        _no_compiler, _switched_off, _broken_compiler, _damaged_library, _wrong_results, _unknown_openmp,
     ],
 )  # fmt: skip
 def test_without_it_torch_computes(trouble, fresh, monkeypatch):
@@ -106,6 +105,14 @@ def test_without_it_torch_computes(trouble, fresh, monkeypatch):
     inputs = torch.randn(1, 64)
     made = multiply(inputs, *quants.pack(64), FORMS[0], 64)
     assert relative_error(made, (inputs @ quants.dequantise().t()).double()) < 2**-7
+
+
+@pytest.mark.parametrize("trouble", [_no_folder, _others_folder, _linked_folder, _linked_library])
+def test_where_the_folder_is_not_its_own_it_is_built_in_a_temporary_one(trouble, fresh, monkeypatch):
+    trouble(monkeypatch, fresh)
+    before = sorted(fresh.iterdir()) if fresh.is_dir() else None
+    assert native_kernel.__wrapped__() is not None
+    assert (sorted(fresh.iterdir()) if fresh.is_dir() else None) == before
 
 
 def test_wrong_kernels_are_found_out(native):
