@@ -51,7 +51,7 @@ def build_tokenizer(header: GGUFHeader, link: Path) -> Any:
     kind, pre = _stated(header, "model"), _stated(header, "pre")
     if _stated(header, "add_sep_token"):
         raise ValueError("tokenizer.ggml.add_sep_token is set, and layermesh adds no separators")
-    more = {"add_bos_token": True} if pre in _LLAMA3 and _stated(header, "add_bos_token") is None else {}
+    more: dict[str, Any] = {"add_bos_token": True} if pre in _LLAMA3 and _stated(header, "add_bos_token") is None else {}
     tokenizer = PreTrainedTokenizerFast.from_pretrained(link.parent, gguf_file=link.name, **more)
     backend = tokenizer.backend_tokenizer
     if kind == "gpt2":

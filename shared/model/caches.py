@@ -117,6 +117,7 @@ def preallocate(cache: object, layers: Collection[int], num_tokens: int) -> None
     Keys then do not lie as transformers lays them, for which some kernels round differently.
     """
     if isinstance(cache, DynamicCache):
-        for index, layer in enumerate(cache.layers):
+        present: list[Any] = cache.layers
+        for index, layer in enumerate(present):
             if index in layers and type(layer) is DynamicLayer and not layer.is_initialized:
-                cache.layers[index] = PreallocatedLayer(num_tokens)
+                present[index] = PreallocatedLayer(num_tokens)
