@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 import resource
@@ -79,6 +80,7 @@ def read(reader, path, num_bytes=NUM_BYTES):
 
 
 def test_more_files_than_may_be_open_are_read_by_many_threads_again_and_again(few_allowed, reader, paths):
+    gc.collect()  # what other tests left open
     before = num_descriptors()
     with ThreadPoolExecutor(NUM_THREADS) as threads:
         for number, data in enumerate(threads.map(lambda path: read(reader, path), paths * 3)):
@@ -86,7 +88,7 @@ def test_more_files_than_may_be_open_are_read_by_many_threads_again_and_again(fe
             assert len(set(data[::2])) == 1
     assert num_descriptors() <= before + LIMIT // 2 + 2 * NUM_THREADS
     reader.close()
-    assert num_descriptors() == before
+    assert num_descriptors() <= before
 
 
 def test_two_readers_share_what_may_be_open(few_allowed, reader, paths):
