@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from layermesh.coordinator.enrolment import Enrolment, Guest
 from layermesh.coordinator.enrolment_announcing import JoiningAnnouncer, JoiningPlace
 from layermesh.interrupts import INTERRUPTED
-from layermesh.shared.addresses import format_address
+from layermesh.shared.addresses import format_address, is_unspecified
 from layermesh.shared.errors import AuthenticationError
 from layermesh.shared.interfaces import machine_addresses
 from layermesh.shared.security.invitation import VALID_SECONDS, Invitation
 from layermesh.shared.security.mesh_home import MeshHome
 from layermesh.terminal import note, print_json_line
-
-_EVERYWHERE = (None, "", "0.0.0.0", "::")  # noqa: S104 - hosts to listen at that are no address
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +93,7 @@ class _Inviting:
 
     def _addresses(self) -> list[str]:
         """Where this machine can be reached, the likeliest first."""
-        if self._options.host not in _EVERYWHERE:
+        if not is_unspecified(self._options.host):
             return [str(self._options.host)]
         return [address for address in machine_addresses() if "%" not in address]
 

@@ -12,7 +12,7 @@ import torch
 from layermesh.interrupts import INTERRUPTED
 from layermesh.pairing import JoinOptions, pair
 from layermesh.settings import OpeningOptions, device_budget, host_budget
-from layermesh.shared.addresses import format_address
+from layermesh.shared.addresses import format_address, is_unspecified
 from layermesh.shared.errors import UsageError
 from layermesh.shared.interfaces import machine_addresses
 from layermesh.shared.library.home import home
@@ -114,7 +114,7 @@ def _introduction(settings: Settings, profile: MachineProfile, server: WorkerSer
         form, rate = max(profile.weight_rates.items(), key=lambda item: item[1])
         rates.append(f"{form} weights {format_bytes(rate)}/s")
     own = next(iter(machine_addresses()), socket.gethostname()) if settings.mesh else "127.0.0.1"
-    address = format_address(own if settings.host in (None, "0.0.0.0", "::") else settings.host, server.port)  # noqa: S104
+    address = format_address(own if settings.host is None or is_unspecified(settings.host) else settings.host, server.port)
     paired = "" if settings.mesh else " Not paired: only this machine uses it. For others, say `layermesh invite` on theirs."
     return (
         f"worker {settings.name} at {address}: {settings.device}, {format_bytes(profile.device_bytes)} of memory, "

@@ -82,3 +82,13 @@ def is_loopback(address: str) -> bool:
     """Whether "HOST:PORT" leads to the machine that says it."""
     host, _ = parse_address(address)
     return host == "localhost" or (is_ip_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def is_unspecified(host: str | None) -> bool:
+    """Return whether `host`, to listen at, stands for all addresses of this machine, as None and "" do."""
+    if not host:
+        return True
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:  # a name
+        return False

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layermesh.shared.addresses import format_address, is_ip_address, parse_address
+from layermesh.shared.addresses import format_address, is_ip_address, is_unspecified, parse_address
 from layermesh.shared.errors import UsageError
 
 
@@ -56,3 +56,11 @@ def test_whatever_is_written_is_read_or_refused(text: str) -> None:
 def test_every_ip_address_comes_back(address: object, port: int) -> None:
     assert is_ip_address(str(address))
     assert parse_address(format_address(str(address), port)) == (str(address), port)
+
+
+@pytest.mark.parametrize(
+    ("host", "unspecified"),
+    [(None, True), ("", True), ("0.0.0.0", True), ("::", True), ("127.0.0.1", False), ("::1", False), ("den-pc", False)],
+)
+def test_hosts_that_stand_for_all_addresses(host, unspecified):
+    assert is_unspecified(host) is unspecified
