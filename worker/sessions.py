@@ -72,7 +72,8 @@ class Session:
     @property
     def caches(self) -> list[Cache]:
         """What the layers keep, once the session has begun."""
-        carried = dict(self._outputs.items() if self._outputs else ()) | self._kwargs
+        carried = dict(self._outputs.items() if self._outputs else ())
+        carried |= {name: value for name, value in self._kwargs.items() if value is not None}
         return [carried[name] for name in CACHE_NAMES if isinstance(carried.get(name), Cache)]
 
     @property
